@@ -1,0 +1,1 @@
+"""napari plugin: segment medical images with words, correct, accept, train. Research use only."""

@@ -1,0 +1,155 @@
+"""Set up and run: ``python run.py demo | test | lint | demo-model``. Standard library only."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
+PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
+SYSTEM_PACKAGES = """
+    xvfb xauth libgl1 libegl1 libgl1-mesa-dri libxcb-cursor0 libxcb-icccm4 libxcb-keysyms1 libxcb-shape0
+    libxcb-image0 libxcb-render-util0 libxcb-xinerama0 libxkbcommon-x11-0 libdbus-1-3
+""".split()  # noqa: SIM905 - a list to read
+
+
+def stop(sentence: str) -> None:
+    raise SystemExit(f"run.py: {sentence}")
+
+
+def call(command: list[str], failed: str, **kwargs: object) -> None:
+    """Run a set-up command; say in words what to do when it fails."""
+    if subprocess.call(command, **kwargs) != 0:
+        stop(failed)
+
+
+def fingerprint(extras: str) -> str:
+    wanted = [
+        extras,
+        sys.version,
+        *((ROOT / name).read_text("utf-8") for name in ("pyproject.toml", "constraints.txt")),
+    ]
+    return hashlib.sha256("\n".join(wanted).encode()).hexdigest()
+
+
+def install(extras: str) -> None:
+    """Create the virtual environment and install the project once; later calls return at once."""
+    stamp = VENV / f"installed-{extras.replace(',', '-')}"
+    if stamp.is_file() and stamp.read_text() == fingerprint(extras):
+        return
+    if not PYTHON.exists():
+        print("Creating .venv …", flush=True)
+        venv.create(VENV, with_pip=True)
+    print(f"Installing napari-amvlm[{extras}]: several minutes, once …", flush=True)
+    call(
+        [
+            str(PYTHON),
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--disable-pip-version-check",
+            "-e",
+            f".[{extras}]",
+            "-c",
+            "constraints.txt",
+        ],
+        "the packages could not be installed. Check the network (or your package index) and run this again; "
+        "delete the folder .venv to start over.",
+        cwd=ROOT,
+    )
+    stamp.write_text(fingerprint(extras))
+
+
+def has_display() -> bool:
+    return not sys.platform.startswith("linux") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def missing_system_packages() -> list[str]:
+    if not sys.platform.startswith("linux"):
+        return []
+    if shutil.which("dpkg-query") is None:
+        return [] if has_display() or shutil.which("xvfb-run") else ["xvfb"]
+    listed = subprocess.run(
+        ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Abbrev}\n", *SYSTEM_PACKAGES],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    installed = {line.split()[0] for line in listed.stdout.splitlines() if line.split()[-1].startswith("ii")}
+    wanted = [name for name in SYSTEM_PACKAGES if not (has_display() and name in ("xvfb", "xauth"))]
+    return [name for name in wanted if name not in installed]
+
+
+def install_system_packages() -> None:
+    missing = missing_system_packages()
+    if not missing:
+        return
+    advice = "install these system packages and run this again: sudo apt-get install " + " ".join(missing)
+    if shutil.which("apt-get") is None or os.geteuid() != 0:
+        stop(f"Qt needs system libraries, and Xvfb stands in for a display; {advice}")
+    print("Installing system libraries for Qt and Xvfb …", flush=True)
+    quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    call(["apt-get", "update", "-qq"], f"apt-get update failed; check the network, or {advice}", env=quiet)
+    call(
+        ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing],
+        f"apt-get install failed; check the network, or {advice}",
+        env=quiet,
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def run(*arguments: str, windowed: bool = True) -> int:
+    """Run a Python module of the environment, under Xvfb where a window is needed and no display is there."""
+    command = [str(PYTHON), "-m", *arguments]
+    if windowed and not has_display():
+        command = ["xvfb-run", "-a", "-s", "-screen 0 1680x1050x24", *command]
+    return subprocess.call(command, cwd=ROOT)
+
+
+def demo(*arguments: str) -> int:
+    install_system_packages()
+    install("all,test")
+    mode = [] if has_display() else ["--unattended"]
+    return run("napari_amvlm.demo", *mode, *arguments)
+
+
+def test(*arguments: str) -> int:
+    install_system_packages()
+    install("all,test")
+    return run("pytest", *arguments)
+
+
+def lint() -> int:
+    install("all,test")
+    install("dev")
+    return (
+        run("ruff", "check", ".", windowed=False)
+        or run("mypy", windowed=False)
+        or subprocess.call([str(BIN / "lint-imports")], cwd=ROOT)
+    )
+
+
+def demo_model(*arguments: str) -> int:
+    install("all,test")
+    return run("amvlm.sample.make_model", *arguments, windowed=False)
+
+
+COMMANDS = {"demo": demo, "test": test, "lint": lint, "demo-model": demo_model}
+
+
+def main() -> int:
+    if sys.version_info < (3, 11):
+        stop(f"Python 3.11 or newer is needed; this is {sys.version.split()[0]}. Call it as: python3.11 run.py …")
+    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+        stop(f"usage: python run.py {' | '.join(COMMANDS)}")
+    return COMMANDS[sys.argv[1]](*sys.argv[2:])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,27 @@
+"""Volumes in world space: reading, writing, orientation and resampling."""
+
+from amvlm.imaging.orientation import (
+    canonical_mask,
+    from_display,
+    slice_axis,
+    to_canonical,
+    to_display,
+    to_original,
+)
+from amvlm.imaging.readers import read_volume
+from amvlm.imaging.volume import Volume
+from amvlm.imaging.writers import nifti_bytes, write_bytes_atomically, write_nifti
+
+__all__ = [
+    "Volume",
+    "canonical_mask",
+    "from_display",
+    "nifti_bytes",
+    "read_volume",
+    "slice_axis",
+    "to_canonical",
+    "to_display",
+    "to_original",
+    "write_bytes_atomically",
+    "write_nifti",
+]

@@ -1,0 +1,211 @@
+"""Reading NIfTI and 2-D pictures to the last byte, refusing in words what cannot be trusted."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from amvlm.errors import UserError
+from amvlm.imaging.volume import Volume
+
+PICTURE_SUFFIXES = (".png", ".tif", ".tiff", ".webp", ".jpg", ".jpeg", ".bmp")
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+MAX_BYTES = 16 * 2**30
+_DAMAGED = "Copy the file again from its source; the transfer or the disk damaged it."
+_MAX_HEADER = 64 * 2**20
+
+
+def is_image_name(name: str) -> bool:
+    """True when the suffix is one that :func:`read_volume` takes."""
+    return name.lower().endswith((*NIFTI_SUFFIXES, *PICTURE_SUFFIXES))
+
+
+def read_volume(path: str | Path, volume_index: int | None = None) -> Volume:
+    """Read an image or mask.
+
+    Parameters
+    ----------
+    path : str or Path
+        ``.nii``, ``.nii.gz``, or a 2-D picture (PNG, TIFF, WebP, JPEG, BMP).
+    volume_index : int, optional
+        Which volume of a 4-D NIfTI.
+
+    Returns
+    -------
+    Volume
+        Stored dtype; float32 where the file asks for scaling.
+
+    Raises
+    ------
+    UserError
+        No such file, not an image, truncated, wrong checksum, absurd dimensions, all-NaN voxels, singular
+        affine, or 4-D without a choice.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError("there is no such file", file=path, remedy="Check the name and the folder.")
+    if path.is_dir():
+        raise UserError(
+            "this is a folder, not an image",
+            file=path,
+            remedy="Open one file, or import the folder into a study.",
+        )
+    name = path.name.lower()
+    try:
+        if name.endswith(NIFTI_SUFFIXES):
+            return volume_from_nifti(_nifti_content(path), path, volume_index)
+        if name.endswith(PICTURE_SUFFIXES):
+            return _volume_from_picture(path)
+    except PermissionError as error:
+        raise UserError("the file may not be read", file=path, remedy="Ask for permission to read it.") from error
+    raise UserError(
+        "the format is not known",
+        file=path,
+        remedy=f"Supported: {', '.join((*NIFTI_SUFFIXES, *PICTURE_SUFFIXES))}.",
+    )
+
+
+def _header_bytes(head: bytes, path: Path) -> int:
+    """How long the uncompressed file must be, from the first bytes of its header."""
+    try:
+        header_class = nibabel.Nifti2Header if head[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nibabel.Nifti1Header
+        with warnings.catch_warnings(action="ignore"):  # what matters is refused below, in words
+            header = header_class.from_fileobj(io.BytesIO(head), check=False)
+        shape = tuple(int(n) for n in header["dim"][1 : 1 + int(header["dim"][0])])
+        itemsize = int(header.get_data_dtype().itemsize)
+        offset = int(header["vox_offset"])
+    except (nibabel.spatialimages.HeaderDataError, ValueError, KeyError, IndexError, OverflowError) as error:
+        raise UserError("this is not a NIfTI image", file=path, remedy="Check what wrote the file.") from error
+    if bytes(header["magic"])[:3] not in (b"n+1", b"n+2"):
+        raise UserError("this is not a single-file NIfTI image", file=path, remedy="Check what wrote the file.")
+    if not 1 <= len(shape) <= 7 or min(shape) < 1 or itemsize < 1 or not 0 <= offset <= _MAX_HEADER:
+        raise UserError("the header holds impossible dimensions", file=path, remedy=_DAMAGED)
+    size = itemsize
+    for count in shape:
+        size *= count
+    if size > MAX_BYTES:
+        raise UserError(
+            f"the header asks for {size / 2**30:,.0f} GiB of voxels ({' × '.join(map(str, shape))})",
+            file=path,
+            remedy="Such dimensions are most likely damage; copy the file again or crop the scan.",
+        )
+    return offset + size
+
+
+def _nifti_content(path: Path) -> bytes:
+    """Read the whole file, decompressing to the end so that length and checksum are verified."""
+    opener = gzip.open if path.name.lower().endswith(".gz") else open
+    try:
+        with opener(path, "rb") as stream:
+            head = stream.read(544)
+            if len(head) < 348:
+                raise UserError("the file is too short to be a NIfTI image", file=path, remedy=_DAMAGED)
+            expected = _header_bytes(head, path)
+            content: bytes = head + stream.read(expected - len(head))
+            trailing = 0
+            while chunk := stream.read(2**20):
+                trailing += len(chunk)
+                if trailing > 2**26:
+                    raise UserError("the file is far longer than its header says", file=path, remedy=_DAMAGED)
+    except EOFError as error:
+        raise UserError("the file is cut short", file=path, remedy=_DAMAGED) from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        kind = "the checksum is wrong" if "CRC" in str(error) else "the compressed stream is damaged"
+        raise UserError(kind, file=path, remedy=_DAMAGED) from error
+    if len(content) < expected:
+        raise UserError(
+            f"the file is cut short: {expected:,} bytes expected, {len(content):,} found",
+            file=path,
+            remedy=_DAMAGED,
+        )
+    return content
+
+
+def volume_from_nifti(content: bytes, path: Path, volume_index: int | None = None) -> Volume:
+    """Decode the bytes of an uncompressed NIfTI file; ``path`` is only for messages. See :func:`read_volume`."""
+    kind = nibabel.Nifti2Image if content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nibabel.Nifti1Image
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            image = kind.from_bytes(content)
+        slope, inter = image.dataobj.slope, image.dataobj.inter  # the loaded header's own are reset
+        stored: NDArray[Any] = np.asanyarray(image.dataobj.get_unscaled())
+    except Exception as error:
+        raise UserError("this is not a readable NIfTI image", file=path, remedy=_DAMAGED) from error
+    array = _three_dimensional(stored, path, volume_index)
+    if array.dtype.fields is not None or array.dtype.kind not in "iuf":
+        raise UserError(
+            f"voxels of type {array.dtype} are not supported",
+            file=path,
+            remedy="Convert it to a grey-scale image.",
+        )
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    if (slope, inter) != (1.0, 0.0):
+        array = array.astype(np.float32) * np.float32(slope) + np.float32(inter)
+    if array.dtype.kind == "f" and not np.isfinite(array).any():
+        raise UserError("no voxel holds a finite number", file=path, remedy="Export the scan again from its source.")
+    header = image.header
+    sides_known = bool(header["sform_code"] > 0 or header["qform_code"] > 0)
+    try:
+        return Volume(array, np.asarray(image.affine, dtype=np.float64), sides_known)
+    except UserError as error:
+        raise UserError(error.what, file=path, remedy=error.remedy) from error
+
+
+def _three_dimensional(array: NDArray[Any], path: Path, volume_index: int | None) -> NDArray[Any]:
+    while array.ndim > 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim < 3:
+        array = array.reshape(array.shape + (1,) * (3 - array.ndim))
+    if array.ndim > 4:
+        raise UserError(f"it has {array.ndim} dimensions", file=path, remedy="Export one 3-D volume.")
+    if array.ndim == 4:
+        if volume_index is None:
+            raise UserError(
+                f"it holds {array.shape[3]} volumes",
+                file=path,
+                remedy="Say which one (the first is number 0).",
+            )
+        if not 0 <= volume_index < array.shape[3]:
+            raise UserError(
+                f"there is no volume number {volume_index}",
+                file=path,
+                remedy=f"Choose 0 to {array.shape[3] - 1}.",
+            )
+        array = array[..., volume_index]
+    return array
+
+
+def _volume_from_picture(path: Path) -> Volume:
+    """A picture as one slice: rows run down, columns run right, sides as in radiological display but not known."""
+    try:
+        with Image.open(path) as picture:
+            if getattr(picture, "n_frames", 1) > 1:
+                raise UserError(
+                    "it holds several pages", file=path, remedy="Save it as one picture per file or as NIfTI."
+                )
+            picture.load()
+            if picture.mode in ("1", "L", "I;16", "I;16B", "I", "F"):
+                pixels = np.asarray(picture)
+            else:
+                pixels = np.asarray(picture.convert("RGB"))
+    except UserError:
+        raise
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError("this is not a readable picture", file=path, remedy=_DAMAGED) from error
+    if pixels.dtype == np.bool_:
+        pixels = pixels.astype(np.uint8)
+    if pixels.ndim == 3 and (pixels[..., :1] == pixels).all():
+        pixels = np.ascontiguousarray(pixels[..., 0])
+    array = pixels.swapaxes(0, 1)[:, :, None]
+    if array.dtype.kind == "f" and not np.isfinite(array).any():
+        raise UserError("no pixel holds a finite number", file=path, remedy="Export the picture again.")
+    return Volume(array, np.diag([-1.0, -1.0, 1.0, 1.0]), sides_known=False, planar=True)

@@ -1,0 +1,89 @@
+"""From a canonical volume to the slices a network sees, and back onto the voxel grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from amvlm.imaging.orientation import slice_axis, to_canonical, to_original
+from amvlm.imaging.volume import Volume
+
+
+@dataclass(frozen=True)
+class SliceGrid:
+    """How a volume is cut: across ``axis`` of the canonical orientation, each slice letterboxed to a square.
+
+    ``window`` is (top, left, height, width) of the slice inside the square, in pixels; the physical aspect is kept.
+    """
+
+    original: Volume
+    axis: int
+    plane: tuple[int, int]
+    size: int
+    window: tuple[int, int, int, int]
+
+    @classmethod
+    def of(cls, volume: Volume, size: int) -> SliceGrid:
+        """Plan the slices of ``volume`` for a network of input ``size`` px."""
+        canonical = to_canonical(volume)
+        axis = slice_axis(canonical.spacing_mm, canonical.planar)
+        rest = [a for a in range(3) if a != axis]
+        plane = (canonical.shape[rest[0]], canonical.shape[rest[1]])
+        extent = np.array([plane[0] * canonical.spacing_mm[rest[0]], plane[1] * canonical.spacing_mm[rest[1]]])
+        height, width = (int(max(1, round(size * e / extent.max()))) for e in extent)
+        return cls(volume, axis, plane, size, ((size - height) // 2, (size - width) // 2, height, width))
+
+    @property
+    def count(self) -> int:
+        """Number of slices."""
+        return int(to_canonical(self.original).shape[self.axis])
+
+    def stack(self, array: NDArray[Any]) -> NDArray[Any]:
+        """A view of an array on the storage grid as (slices, rows, columns[, 3])."""
+        canonical = to_canonical(self.original.with_array(array)).array
+        return np.moveaxis(canonical, self.axis, 0)
+
+    def unstack(self, slices: NDArray[Any]) -> NDArray[Any]:
+        """The inverse of :meth:`stack`: a view on the storage grid."""
+        return to_original(np.moveaxis(slices, 0, self.axis), self.original)
+
+    def to_square(self, slices: torch.Tensor, mode: str = "area") -> torch.Tensor:
+        """Letterbox (N, C, rows, columns) to (N, C, size, size); ``area`` averages when shrinking."""
+        top, left, height, width = self.window
+        shrinking = height <= self.plane[0] and width <= self.plane[1]
+        if mode == "area" and not shrinking:
+            mode = "bilinear"
+        fitted = F.interpolate(
+            slices, (height, width), mode=mode, **({"align_corners": False} if mode == "bilinear" else {})
+        )
+        padding = (left, self.size - width - left, top, self.size - height - top)
+        return F.pad(fitted, padding)
+
+    def from_square(self, squares: torch.Tensor) -> torch.Tensor:
+        """Take (N, C, size, size) back to (N, C, rows, columns), bilinear."""
+        top, left, height, width = self.window
+        inside = squares[..., top : top + height, left : left + width]
+        return F.interpolate(inside, self.plane, mode="bilinear", align_corners=False)
+
+
+def normalise(array: NDArray[Any]) -> NDArray[np.float32]:
+    """Scale a whole volume to mean 0 and sd 1 after clipping to its 0.5–99.5 % quantiles; NaN and Inf become 0.
+
+    Per volume, not per slice: data sets mix units (some hippocampus scans reach 1e6).
+    """
+    sample = array.reshape(-1)[:: max(1, array.size // 1_000_000)].astype(np.float64)
+    sample = sample[np.isfinite(sample)]
+    low, high = np.quantile(sample, (0.005, 0.995))
+    if high <= low:
+        low, high = float(sample.min()), float(sample.max())
+    clipped = np.clip(sample, low, high)
+    mean, sd = float(clipped.mean()), float(clipped.std()) or 1.0
+    scaled = np.clip(np.nan_to_num(array.astype(np.float32), nan=mean, posinf=high, neginf=low), low, high)
+    scaled -= np.float32(mean)
+    scaled /= np.float32(sd)
+    return scaled

@@ -1,0 +1,67 @@
+"""Writing, so that a crash leaves the old file or the new one, never half of either."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import uuid
+from pathlib import Path
+
+import nibabel
+import numpy as np
+
+from amvlm.errors import UserError
+from amvlm.imaging.volume import Volume
+
+
+def nifti_bytes(volume: Volume) -> bytes:
+    """The uncompressed single-file NIfTI-1 of a volume, the same bytes for the same volume every time.
+
+    Sform code 1 holds the affine, rounded to float32; qform is written where it can hold it (no shear).
+    Masks of dtype bool become uint8. RGB volumes are refused with ``ValueError``: write the picture instead.
+    """
+    if volume.array.ndim != 3:
+        raise ValueError("RGB volumes are kept as pictures, not as NIfTI")
+    array = volume.array.view(np.uint8) if volume.array.dtype == np.bool_ else volume.array
+    image = nibabel.Nifti1Image(array, volume.affine, dtype=array.dtype)
+    image.set_sform(volume.affine, code=1 if volume.sides_known else 0)
+    axes = volume.affine[:3, :3] / volume.spacing_mm
+    orthogonal = np.allclose(axes.T @ axes, np.eye(3), atol=1e-4)
+    image.set_qform(volume.affine if orthogonal else None, code=1 if orthogonal and volume.sides_known else 0)
+    image.header.set_xyzt_units("mm")
+    encoded: bytes = image.to_bytes()
+    return encoded
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Write beside the target, fsync, rename, and fsync the folder (POSIX)."""
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with beside.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise UserError(
+            f"the file could not be written ({error.strerror})",
+            file=path,
+            remedy="Check free disk space and permissions, then try again; nothing was replaced.",
+        ) from error
+    if os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_nifti(path: Path, volume: Volume) -> None:
+    """Write ``.nii`` or ``.nii.gz`` atomically; gzip without a time stamp, so equal volumes give equal files."""
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
+        raise UserError("the output must end in .nii or .nii.gz", file=path, remedy="Choose another file name.")
+    if not path.parent.is_dir():
+        raise UserError("its folder does not exist", file=path, remedy="Create the folder first.")
+    content = nifti_bytes(volume)
+    write_bytes_atomically(path, gzip.compress(content, 6, mtime=0) if path.name.lower().endswith(".gz") else content)

@@ -1,0 +1,18 @@
+"""The label store: the contract between viewer and trainer."""
+
+from amvlm.store.records import Case, Mark, Revision, Snapshot, Source, State, Structure
+from amvlm.store.store import LabelStore
+from amvlm.store.verify import Finding, verify
+
+__all__ = [
+    "Case",
+    "Finding",
+    "LabelStore",
+    "Mark",
+    "Revision",
+    "Snapshot",
+    "Source",
+    "State",
+    "Structure",
+    "verify",
+]

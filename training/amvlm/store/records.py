@@ -1,0 +1,93 @@
+"""What the index of a store holds, as immutable records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+State = Literal["unknown", "draft", "accepted", "absent", "rejected", "skipped"]
+Mark = Literal["unknown", "rejected", "skipped"]
+Source = Literal["text mask", "prediction", "merged", "by hand", "imported"]
+Split = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image of the study.
+
+    ``group`` is the patient, for splits; ``laterality`` says whose left and right its captions name.
+    """
+
+    case_id: str
+    group: str
+    split: Split
+    modality: str
+    laterality: Literal["patient", "image"]
+    image_sha256: str
+    image_file: str
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+    sides_known: bool
+    planar: bool
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Something to outline; ``prompts`` are the wordings that were used for it."""
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    colour: str = "#e6550d"
+    prompts: tuple[str, ...] = ()
+
+    @property
+    def prompt(self) -> str:
+        """The wording that stands for the structure where nobody typed one."""
+        return self.prompts[0] if self.prompts else self.name
+
+    def matches(self, text: str) -> bool:
+        """True when the normalised text equals the name, an alias or a prompt."""
+        return text in {
+            self.name.lower(),
+            *(a.lower() for a in self.aliases),
+            *(p.lower() for p in self.prompts),
+        }
+
+
+@dataclass(frozen=True)
+class Revision:
+    """One judgement of a whole volume for one structure; never changed once written.
+
+    ``kind`` is "accepted" (with a mask), "absent" or "withdrawn" (an undo back to nothing).
+    """
+
+    revision_id: int
+    case_id: str
+    structure: str
+    kind: Literal["accepted", "absent", "withdrawn"]
+    mask_sha256: str | None
+    prompt: str
+    source: Source
+    model_fingerprint: str
+    parent: int | None
+    edited_voxels: int
+    author: str
+    time: str
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The labels as they stood at one moment: the accepted and absent revisions a run learns from."""
+
+    store_id: str
+    revisions: tuple[Revision, ...]
+
+    def by_case(self) -> dict[str, dict[str, Revision]]:
+        """Case id → structure → revision."""
+        grouped: dict[str, dict[str, Revision]] = {}
+        for revision in self.revisions:
+            grouped.setdefault(revision.case_id, {})[revision.structure] = revision
+        return grouped

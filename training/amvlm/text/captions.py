@@ -1,0 +1,86 @@
+"""Normalising captions, the patient's and the image's sides, and captions written from masks."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from amvlm.errors import UserError
+
+MAX_PROMPT_CHARACTERS = 2000
+_SIDES = {"left": "right", "right": "left", "leftmost": "rightmost", "rightmost": "leftmost",
+          "leftward": "rightward", "rightward": "leftward", "dextral": "sinistral", "sinistral": "dextral"}  # fmt: skip
+_SIDE = re.compile(r"\b(" + "|".join(_SIDES) + r")\b", re.IGNORECASE)
+
+
+def normalise_caption(text: str) -> str:
+    """Lower case, NFKC, single spaces, no final full stop: captions that read the same are the same."""
+    return " ".join(unicodedata.normalize("NFKC", text).lower().split()).rstrip(" .")
+
+
+def checked_prompt(text: str) -> str:
+    """A prompt fit to run, normalised.
+
+    Raises
+    ------
+    UserError
+        If it is empty, or longer than ``MAX_PROMPT_CHARACTERS``.
+    """
+    prompt = normalise_caption(text)
+    if not any(character.isalnum() for character in prompt):
+        raise UserError("the prompt is empty", remedy="Type what to outline, for example: anterior hippocampus.")
+    if len(prompt) > MAX_PROMPT_CHARACTERS:
+        raise UserError(
+            f"the prompt has {len(prompt):,} characters",
+            remedy=f"Use at most {MAX_PROMPT_CHARACTERS:,}; one line says enough.",
+        )
+    return prompt
+
+
+def swap_sides(text: str) -> str:
+    """Exchange left and right, keeping case; twice is the identity."""
+
+    def other(match: re.Match[str]) -> str:
+        word = match.group(0)
+        swapped = _SIDES[word.lower()]
+        return swapped.upper() if word.isupper() else swapped.capitalize() if word[0].isupper() else swapped
+
+    return _SIDE.sub(other, text)
+
+
+def names_a_side(text: str) -> bool:
+    return _SIDE.search(text) is not None
+
+
+def for_model_side(prompt: str, laterality: Literal["patient", "image"]) -> str:
+    """The person's words (patient's sides) as the model expects them: swapped for one trained on image sides."""
+    return swap_sides(prompt) if laterality == "image" else prompt
+
+
+def slice_caption(structure: str, slice_index: int, slices: int, voxels: int, largest: int) -> str:
+    """A caption for one slice of an accepted mask: "structure, level third, size" (METHOD §3, slices rule d).
+
+    Parameters
+    ----------
+    slice_index, slices : int
+        Position in canonical order (inferior, posterior or left first) among all slices.
+    voxels, largest : int
+        Area in this slice, and in the case's largest slice of the structure.
+    """
+    level = ("lower", "middle", "upper")[min(2, 3 * slice_index // slices)]
+    size = ("small", "medium", "large")[min(2, 3 * voxels // max(1, largest + 1))]
+    return f"{structure}, {level} third, {size}"
+
+
+def class_derangement(captions: Sequence[str], seed: int) -> dict[str, str]:
+    """Map each different caption to another one, none to itself (the *shuffled* control of METHOD §7).
+
+    With a single caption there is nothing to shuffle: it maps to itself.
+    """
+    classes = sorted(set(captions))
+    order = np.random.default_rng(seed).permutation(len(classes))
+    return {classes[int(a)]: classes[int(b)] for a, b in zip(order, np.roll(order, 1), strict=True)}
