@@ -26,7 +26,7 @@ from amvlm.imaging import (
     to_original,
     write_nifti,
 )
-from amvlm.imaging.resample import SliceGrid, normalise
+from amvlm.imaging.resample import IntensityScale, SliceGrid, slabs
 
 ORIENTATIONS = [
     np.array(list(zip(axes, flips, strict=True)))
@@ -89,13 +89,21 @@ def test_letterbox_returns_to_the_same_grid() -> None:
     assert 2 * (back & (grid.stack(mask) > 0)).sum() / (back.sum() + mask.sum()) > 0.97
 
 
-def test_normalise_is_finite_whatever_the_units() -> None:
+def test_intensity_scale_is_finite_whatever_the_units() -> None:
     array = np.random.default_rng(0).normal(1e6, 10, (10, 10, 10)).astype(np.float32)
     array[0, 0, 0], array[0, 0, 1] = np.nan, np.inf
-    scaled = normalise(array)
+    scaled = IntensityScale.of(array).apply(array)
     assert np.isfinite(scaled).all()
     assert abs(float(scaled.mean())) < 0.05
-    assert np.array_equal(normalise(np.full((3, 3, 3), 7)), np.zeros((3, 3, 3)))
+    constant = np.full((3, 3, 3), 7)
+    assert np.array_equal(IntensityScale.of(constant).apply(constant), np.zeros((3, 3, 3)))
+
+
+def test_slabs_hold_the_neighbours_and_repeat_the_edges() -> None:
+    array = np.arange(4, dtype=np.float32)[:, None, None] * np.ones((4, 8, 8), np.float32)
+    grid = SliceGrid.of(Volume(array.transpose(1, 2, 0), np.diag([1.0, 1, 2, 1])), 8)
+    found = slabs(array, IntensityScale(0, 3, 0, 1), grid, [0, 2, 3])
+    assert found[:, :, 4, 4].tolist() == [[0, 0, 1], [1, 2, 3], [2, 3, 3]]
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])

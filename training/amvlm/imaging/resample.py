@@ -71,19 +71,61 @@ class SliceGrid:
         return F.interpolate(inside, self.plane, mode="bilinear", align_corners=False)
 
 
-def normalise(array: NDArray[Any]) -> NDArray[np.float32]:
-    """Scale a whole volume to mean 0 and sd 1 after clipping to its 0.5–99.5 % quantiles; NaN and Inf become 0.
+@dataclass(frozen=True)
+class IntensityScale:
+    """Scales voxels to mean 0 and sd 1 after clipping to the *volume's* 0.5–99.5 % quantiles.
 
     Per volume, not per slice: data sets mix units (some hippocampus scans reach 1e6).
     """
-    sample = array.reshape(-1)[:: max(1, array.size // 1_000_000)].astype(np.float64)
-    sample = sample[np.isfinite(sample)]
-    low, high = np.quantile(sample, (0.005, 0.995))
-    if high <= low:
-        low, high = float(sample.min()), float(sample.max())
-    clipped = np.clip(sample, low, high)
-    mean, sd = float(clipped.mean()), float(clipped.std()) or 1.0
-    scaled = np.clip(np.nan_to_num(array.astype(np.float32), nan=mean, posinf=high, neginf=low), low, high)
-    scaled -= np.float32(mean)
-    scaled /= np.float32(sd)
-    return scaled
+
+    low: float
+    high: float
+    mean: float
+    sd: float
+
+    @classmethod
+    def of(cls, array: NDArray[Any]) -> IntensityScale:
+        """Measure a whole volume on at most 200,000 evenly spread voxels; non-finite ones do not count."""
+        sample = array.reshape(-1)[:: max(1, array.size // 200_000)].astype(np.float64)
+        sample = sample[np.isfinite(sample)]
+        if sample.size == 0:
+            return cls(0.0, 0.0, 0.0, 1.0)
+        low, high = (float(value) for value in np.quantile(sample, (0.005, 0.995)))
+        if high <= low:
+            low, high = float(sample.min()), float(sample.max())
+        clipped = np.clip(sample, low, high)
+        return cls(low, high, float(clipped.mean()), float(clipped.std()) or 1.0)
+
+    def apply(self, array: NDArray[Any]) -> NDArray[np.float32]:
+        """Scale any part of that volume; NaN becomes the mean."""
+        scaled = np.nan_to_num(array.astype(np.float32), nan=self.mean, posinf=self.high, neginf=self.low)
+        np.clip(scaled, self.low, self.high, out=scaled)
+        scaled -= np.float32(self.mean)
+        scaled /= np.float32(self.sd)
+        return scaled
+
+
+def slabs(array: NDArray[Any], scale: IntensityScale, grid: SliceGrid, indices: list[int]) -> torch.Tensor:
+    """The network's input for some slices of a volume.
+
+    Parameters
+    ----------
+    array : ndarray, (slices, rows, columns[, 3])
+        ``grid.stack`` of the volume.
+    indices : list of int
+        Which slices.
+
+    Returns
+    -------
+    Tensor, (len(indices), 3, size, size), float32
+        Channels are the slices z−1, z, z+1 (edges repeated), or RGB, or one grey picture three times.
+    """
+    if array.ndim == 4:
+        planes = torch.from_numpy(scale.apply(array[indices])).movedim(-1, 1)
+        return grid.to_square(planes)
+    last = array.shape[0] - 1
+    neighbours = [[max(0, z - 1), z, min(last, z + 1)] for z in indices]
+    needed = sorted({z for triple in neighbours for z in triple})
+    position = {z: n for n, z in enumerate(needed)}
+    planes = grid.to_square(torch.from_numpy(scale.apply(array[needed]))[:, None])[:, 0]
+    return planes[torch.tensor([[position[z] for z in triple] for triple in neighbours])]

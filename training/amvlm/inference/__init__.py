@@ -1,0 +1,14 @@
+"""Using models: a session per volume, and evaluation of whole splits."""
+
+from amvlm.inference.catalogue import available_models, bundled_model_folder, find_model
+from amvlm.inference.evaluate import evaluate
+from amvlm.inference.session import Session, SliceResult
+
+__all__ = [
+    "Session",
+    "SliceResult",
+    "available_models",
+    "bundled_model_folder",
+    "evaluate",
+    "find_model",
+]

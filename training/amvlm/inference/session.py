@@ -1,0 +1,224 @@
+"""One volume and one model: embed once, prompt often.
+
+The image features of a slice know no text, so they are computed once and kept; a further prompt costs the text
+encoder, a product, and refinement. Results are on the volume's canonical (RAS) grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from amvlm.imaging import Volume
+from amvlm.imaging.orientation import to_canonical
+from amvlm.imaging.resample import IntensityScale, SliceGrid, slabs
+from amvlm.losses import merged_logits
+from amvlm.models import AmvlmModel, KnownStructure, pamr, text_product
+from amvlm.text import checked_prompt, for_model_side
+
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class SliceResult:
+    """Masks of a few slices as probabilities in steps of 1/255.
+
+    Parameters
+    ----------
+    indices : list of int
+        Slice numbers along ``Session.axis`` of the canonical volume.
+    text_mask, prediction, merged : ndarray, uint8, (len(indices), rows, columns)
+        255 is certain. ``prediction`` is all 0 for a structure that the student does not know.
+    done, total : int
+        Slices finished so far, of how many.
+    """
+
+    indices: list[int]
+    text_mask: NDArray[np.uint8]
+    prediction: NDArray[np.uint8]
+    merged: NDArray[np.uint8]
+    done: int
+    total: int
+
+
+class Session:
+    """Keeps a volume's features for one model.
+
+    Parameters
+    ----------
+    model : AmvlmModel
+    volume : Volume
+    device : torch.device or str
+    """
+
+    def __init__(self, model: AmvlmModel, volume: Volume, device: torch.device | str = "cpu") -> None:
+        self.model = model.to(device).eval()
+        self.volume = volume
+        self._device = torch.device(device)
+        self._grid = SliceGrid.of(volume, model.image_size)
+        self._stack = self._grid.stack(volume.array)
+        self._scale = IntensityScale.of(volume.array)
+        self._features: Tensor | None = None
+        self._student: Tensor | None = None
+        self._image: Tensor | None = None
+        self._embedded = torch.zeros(self.slices, dtype=torch.bool)
+        self._texts: dict[str, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def slices(self) -> int:
+        """How many slices the volume has along :attr:`axis`."""
+        return int(self._stack.shape[0])
+
+    @property
+    def axis(self) -> int:
+        """The canonical axis across which the model slices (2 is axial)."""
+        return self._grid.axis
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of the canonical grid, on which results lie."""
+        return to_canonical(self.volume).shape
+
+    def warnings(self, prompt: str) -> list[str]:
+        """What a person should know before running: unknown structure, modality, sides."""
+        card = self.model.card
+        prompt = checked_prompt(prompt)
+        found = []
+        if card.structure_of(prompt) is None and not card.free_captions:
+            found.append(
+                f"This model knows {card.known_names()}. Outline “{prompt}” in a few scans, then Train; "
+                "until then its text mask is a guess."
+            )
+        if card.modality and self.volume.modality and card.modality != self.volume.modality:
+            found.append(f"This model was trained on {card.modality}; the scan is {self.volume.modality}.")
+        if card.planar != self.volume.planar:
+            kinds = ("volumes", "2-D pictures")
+            found.append(
+                f"This model was trained on {kinds[card.planar]}; this is one of the {kinds[not card.planar]}."
+            )
+        if not self.volume.sides_known:
+            found.append("The file does not say which side is the patient's left: check sides yourself.")
+        return found
+
+    def order(self, visible: int) -> list[int]:
+        """All slices, the visible one first, then outward."""
+        return sorted(range(self.slices), key=lambda z: (abs(z - visible), z))
+
+    def embed(self, visible: int = 0) -> Iterator[int]:
+        """Compute what is missing, the visible slice first; yields how many slices are ready."""
+        missing = [z for z in self.order(visible) if not self._embedded[z]]
+        for batch in _batches(missing):
+            self._embed(batch)
+            yield int(self._embedded.sum())
+
+    def segment(self, prompt: str, visible: int | None = None) -> Iterator[SliceResult]:
+        """Masks for a prompt, in the patient's own sides; embeds on the way what is not embedded yet.
+
+        Parameters
+        ----------
+        prompt : str
+        visible : int, optional
+            The slice to begin with; the middle one by default.
+
+        Raises
+        ------
+        UserError
+            If the prompt is empty or too long.
+        """
+        structure = self.model.card.structure_of(checked_prompt(prompt))
+        weights, bias = self._text(for_model_side(checked_prompt(prompt), self.model.card.laterality))
+        order = self.order(self.slices // 2 if visible is None else min(max(visible, 0), self.slices - 1))
+        done = 0
+        for batch in _batches(order, ready=bool(self._embedded.all())):
+            missing = [z for z in batch if not self._embedded[z]]
+            if missing:
+                self._embed(missing)
+            text_mask, prediction, merged = self._masks(batch, weights, bias, structure)
+            done += len(batch)
+            yield SliceResult(batch, text_mask, prediction, merged, done, self.slices)
+
+    def segment_volume(self, prompt: str) -> dict[str, NDArray[np.uint8]]:
+        """All slices at once: "text mask", "prediction" and "merged" as uint8 probabilities on the canonical grid."""
+        found = {name: np.zeros(self.shape, np.uint8) for name in ("text mask", "prediction", "merged")}
+        views = {name: np.moveaxis(array, self.axis, 0) for name, array in found.items()}
+        for result in self.segment(prompt):
+            views["text mask"][result.indices] = result.text_mask
+            views["prediction"][result.indices] = result.prediction
+            views["merged"][result.indices] = result.merged
+        return found
+
+    @torch.inference_mode()
+    def _text(self, prompt: str) -> tuple[Tensor, Tensor]:
+        if prompt not in self._texts:
+            weights, bias = self.model.generator.text_weights(self.model.vlm.embed_text([prompt]))
+            self._texts[prompt] = (weights, bias)
+        return self._texts[prompt]
+
+    @torch.inference_mode()
+    def _embed(self, indices: list[int]) -> None:
+        image = slabs(self._stack, self._scale, self._grid, indices).to(self._device)
+        features = self.model.generator.features(image).bfloat16()
+        student = self.model.student(image).float() if self.model.student is not None else image[:, :0]
+        if self._features is None or self._student is None or self._image is None:
+            self._features = features.new_empty(self.slices, *features.shape[1:])
+            self._student = student.new_empty(self.slices, *student.shape[1:])
+            self._image = image.new_empty(self.slices, 1, *image.shape[2:])
+        self._features[indices], self._student[indices] = features, student
+        self._image[indices] = image[:, 1:2]
+        self._embedded[indices] = True
+
+    @torch.inference_mode()
+    def _masks(
+        self, indices: list[int], weights: Tensor, bias: Tensor, structure: KnownStructure | None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
+        if self._features is None or self._student is None or self._image is None:
+            raise ValueError("the slices are not embedded")
+        whole = len(indices) == self.slices and indices == sorted(indices)
+        chosen = slice(None) if whole else torch.tensor(indices)
+        text_logits = text_product(self._features[chosen], weights, bias)
+        text_logits = self._fitted(text_logits, chosen)
+        known = [s.name for s in self.model.card.structures]
+        if structure is None or structure.name not in known or not self._student.shape[1]:
+            text_mask = self._on_grid(text_logits)
+            return text_mask, np.zeros_like(text_mask), text_mask
+        column = known.index(structure.name)
+        prediction_logits = self._student[chosen, column : column + 1]
+        merged = merged_logits(prediction_logits, text_logits, structure.text_weight)
+        together = self._on_grid(torch.cat([text_logits, prediction_logits, merged], 1), channels=3)
+        return together[:, 0], together[:, 1], together[:, 2]
+
+    def _fitted(self, logits: Tensor, chosen: slice | Tensor) -> Tensor:
+        """Bring text logits to the network's square, refined by PAMR where the model's settings ask for it."""
+        size = self.model.image_size
+        if logits.shape[-1] != size:
+            logits = F.interpolate(logits, (size, size), mode="bilinear", align_corners=False)
+        iterations = self.model.generator_settings.pamr_iterations
+        if iterations and self._image is not None:
+            refined = pamr(logits.sigmoid(), self._image[chosen], iterations).clamp(1e-4, 1 - 1e-4)
+            logits = refined.logit()
+        return logits
+
+    def _on_grid(self, logits: Tensor, channels: int = 1) -> NDArray[np.uint8]:
+        """Logits on the square → probabilities in 1/255 on the slice's own pixels; the one sigmoid of each mask."""
+        probs = self._grid.from_square(logits).sigmoid_()
+        quantised = probs.mul_(255).round_().to(torch.uint8).cpu().numpy()
+        found: NDArray[np.uint8] = quantised if channels > 1 else quantised[:, 0]
+        return found
+
+
+def _batches(indices: list[int], ready: bool = False) -> Iterator[list[int]]:
+    """The first slice alone, so that something is seen at once; then batches, larger where all is embedded."""
+    if ready and len(indices) <= 1024:
+        yield sorted(indices)
+        return
+    size = 64 if ready else BATCH
+    if indices:
+        yield indices[:1]
+    for begin in range(1, len(indices), size):
+        yield indices[begin : begin + size]

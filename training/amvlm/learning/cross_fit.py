@@ -1,0 +1,75 @@
+"""α with too few validation cases: each half of the labelled cases is measured by networks trained on the other."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Generator
+
+import torch
+
+from amvlm.config import TrainSettings
+from amvlm.events import AnyEvent, Progress
+from amvlm.learning.augment import strong_intensity, weak_view
+from amvlm.learning.calibration import CaseLogits, case_logits, fit_text_weights
+from amvlm.learning.context import Context
+from amvlm.learning.ema import follow
+from amvlm.learning.generator_loss import mask_supervision
+from amvlm.learning.networks import Calibration, Networks
+from amvlm.learning.runtime import Clock
+from amvlm.learning.study import LabelledCase, TextTable, sample_labelled
+from amvlm.losses import masked_dice_bce
+
+SHARE_OF_STEPS = 0.2
+
+
+def cross_fitted_weights(
+    context: Context, networks: Networks, table: TextTable, labelled: list[LabelledCase], settings: TrainSettings
+) -> Generator[AnyEvent, None, tuple[Calibration, list[float]]]:
+    """Two-fold cross-fit by patient on the labelled cases; ½ and "uncalibrated" with a single patient."""
+    groups = sorted({context.study.cases[case.case_id].group for case in labelled})
+    halves = [set(groups[0::2]), set(groups[1::2])]
+    if len(groups) < 2:
+        return "uncalibrated", [0.5] * len(context.study.names)
+    found: list[CaseLogits] = []
+    for fold, half in enumerate(halves):
+        inside = [case for case in labelled if context.study.cases[case.case_id].group in half]
+        outside = [case for case in labelled if context.study.cases[case.case_id].group not in half]
+        scratch = copy.deepcopy(networks)
+        yield from _fit(context, scratch, table, inside, settings, fold)
+        found += case_logits(context, outside, scratch.teacher, scratch.generator_teacher, table, networks.embeddings)
+    return "cross-fit", fit_text_weights(found, len(context.study.names))
+
+
+def _fit(
+    context: Context,
+    networks: Networks,
+    table: TextTable,
+    labelled: list[LabelledCase],
+    settings: TrainSettings,
+    fold: int,
+) -> Generator[AnyEvent, None, None]:
+    """A short labelled-only training of student and generator."""
+    steps = max(1, round(SHARE_OF_STEPS * settings.steps))
+    student, generator, optimiser = networks.prepare(context, settings)
+    clock = Clock(steps)
+    for step in range(steps):
+        if context.run.stop_asked():
+            return
+        rng, noise = context.chance(settings, 10 + fold, step)
+        places, masks, known = sample_labelled(labelled, settings.batch_size, rng)
+        text = networks.embeddings[table.rows([case_id for case_id, _ in places], rng)]
+        image, masks = weak_view(context.bank.slabs(places), masks, context.flip_axis, noise)
+        image, masks, known = (x.to(context.device) for x in (strong_intensity(image, noise), masks, known))
+        student.train()
+        generator.train()
+        loss, _ = mask_supervision(generator, image, text, masks, known, networks.foreground)
+        loss = loss + masked_dice_bce(student(image), masks, known)
+        context.optimise(loss, [student, generator], optimiser, settings, step, steps)
+        follow(networks.teacher, networks.student, step, settings.ema_decay)
+        follow(networks.generator_teacher, networks.generator, step, settings.ema_decay)
+        if clock.due():
+            yield Progress(
+                stage=f"calibrating the text mask ({fold + 1} of 2)", step=step + 1, steps=steps,
+                seconds_left=clock.left(step + 1),
+            )  # fmt: skip
+    torch.clear_autocast_cache()

@@ -1,0 +1,173 @@
+"""The networks of one run: student, text mask generator, and the averages that teach."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from amvlm.config import TrainSettings
+from amvlm.learning.context import Context
+from amvlm.learning.ema import make_teacher
+from amvlm.learning.study import LabelledCase, Study, TextTable, priors
+from amvlm.losses import merged_logits
+from amvlm.models import (
+    AmvlmModel,
+    KnownStructure,
+    ModelCard,
+    TextMaskGenerator,
+    VisionLanguageModel,
+    build_generator,
+    build_student,
+)
+
+Calibration = Literal["uncalibrated", "validation cases", "cross-fit"]
+_NOTES = ("text_weights", "calibration", "best_score", "best_dices", "best_text_weights")
+
+
+@dataclass
+class Networks:
+    """Student and generator learn; their averages (``teacher``, ``generator_teacher``) make targets and are kept.
+
+    ``embeddings`` is the frozen text encoder's table of all texts, (T, D); ``text_weights`` holds α per structure.
+    """
+
+    vlm: VisionLanguageModel
+    generator: TextMaskGenerator
+    generator_teacher: nn.Module
+    student: nn.Module
+    teacher: nn.Module
+    embeddings: Tensor
+    foreground: Tensor
+    text_weights: list[float]
+    calibration: Calibration = "uncalibrated"
+    best_score: float = -1.0
+    best_dices: dict[str, dict[str, float]] = field(default_factory=dict)
+    best_text_weights: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.best_teacher = make_teacher(self.teacher)
+        self.best_generator = make_teacher(self.generator_teacher)
+
+    @classmethod
+    def fresh(
+        cls,
+        base: AmvlmModel,
+        settings: TrainSettings,
+        labelled: list[LabelledCase],
+        context: Context,
+        table: TextTable,
+    ) -> Networks:
+        """Start a student and a generator on a frozen vision-language model."""
+        vlm = copy.deepcopy(base.vlm).to(context.device).eval().requires_grad_(False)
+        foreground = priors(labelled, len(context.study.names))
+        generator = build_generator(base.generator_settings, vlm, sum(foreground) / len(foreground))
+        if base.card.kind == "pretrained":
+            generator.load_state_dict(base.generator.state_dict())
+        generator.to(context.device)
+        with torch.no_grad():
+            embeddings = vlm.embed_text(table.texts)
+        generator.fit_text(embeddings)
+        student = build_student(settings.student, len(foreground))
+        student = student.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return cls(
+            vlm, generator, make_teacher(generator), student, make_teacher(student), embeddings,
+            torch.tensor(foreground, device=context.device), [0.5] * len(foreground),
+        )  # fmt: skip
+
+    def prepare(self, context: Context, settings: TrainSettings) -> tuple[nn.Module, nn.Module, torch.optim.Optimizer]:
+        """Student and generator as accelerate runs them, with one optimiser over both."""
+        learning = [p for network in (self.student, self.generator) for p in network.parameters() if p.requires_grad]
+        optimiser = torch.optim.AdamW(learning, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        student, generator, prepared = context.accelerator.prepare(self.student, self.generator, optimiser)
+        return student, generator, prepared
+
+    @torch.no_grad()
+    def targets(self, context: Context, weak: Tensor, text: Tensor) -> list[Tensor]:
+        """Probabilities of teacher, text mask and merged mask on an unmixed weak view, (B, S, H, W) each.
+
+        Logits are merged; each target takes its one sigmoid here.
+        """
+        with context.accelerator.autocast():
+            teacher_logits = self.teacher(weak).float()
+            text_mask_logits = self.generator_teacher(weak, text).float()
+        merged = merged_logits(teacher_logits, text_mask_logits, torch.tensor(self.text_weights))
+        return [teacher_logits.sigmoid(), text_mask_logits.sigmoid(), merged.sigmoid()]
+
+    def parts(self) -> dict[str, nn.Module]:
+        """What a checkpoint holds."""
+        return {
+            "generator": self.generator,
+            "generator_teacher": self.generator_teacher,
+            "student": self.student,
+            "teacher": self.teacher,
+            "best_generator": self.best_generator,
+            "best_teacher": self.best_teacher,
+        }
+
+    def notes(self) -> dict[str, Any]:
+        """What a checkpoint says beside the weights."""
+        return {name: getattr(self, name) for name in _NOTES}
+
+    def restore(self, notes: dict[str, Any]) -> None:
+        """Take back what :meth:`notes` gave."""
+        for name in _NOTES:
+            setattr(self, name, notes[name])
+
+    def keep_if_best(self, dices: dict[str, dict[str, float]]) -> None:
+        """Remember the averages whose student and text mask score best on the validation cases."""
+        scores = [dice for kind in ("student", "text_mask") for dice in dices[kind].values()]
+        score = sum(scores) / len(scores) if scores else -1.0
+        if score > self.best_score:
+            self.best_score = score
+            self.best_dices, self.best_text_weights = dices, list(self.text_weights)
+            self.best_teacher.load_state_dict(self.teacher.state_dict())
+            self.best_generator.load_state_dict(self.generator_teacher.state_dict())
+
+    def as_model(
+        self,
+        base: AmvlmModel,
+        study: Study,
+        settings: TrainSettings,
+        name: str,
+        before: dict[str, dict[str, float]],
+        labelled: int,
+    ) -> AmvlmModel:
+        """The model to keep: the best averages, or the last ones where nothing could be validated."""
+        validated = bool(self.best_dices)
+        weights = self.best_text_weights if validated else self.text_weights
+        validation = {f"after {kind}": dices for kind, dices in self.best_dices.items()}
+        validation |= {f"before {kind}": dices for kind, dices in before.items()}
+        card = ModelCard(
+            name=name,
+            kind="trained",
+            modality=study.modality,
+            laterality=study.laterality,
+            planar=study.planar,
+            structures=tuple(
+                KnownStructure(
+                    name=s.name, aliases=s.aliases, prompts=s.prompts or (s.name,), prior=float(self.foreground[index]),
+                    text_weight=weights[index], calibration=self.calibration,
+                )
+                for index, s in enumerate(study.structures)
+            ),
+            free_captions=bool(study.captions),
+            store_id=study.store.store_id,
+            data_fingerprint=study.fingerprint,
+            revisions=tuple(revision.revision_id for revision in study.snapshot.revisions),
+            labelled_cases=labelled,
+            unlabelled_cases=len(study.unlabelled),
+            validation=validation,
+            settings=settings.model_dump(mode="json"),
+        )  # fmt: skip
+        generator = self.best_generator if validated else self.generator_teacher
+        student = self.best_teacher if validated else self.teacher
+        self.generator.load_state_dict(generator.state_dict())
+        self.student.load_state_dict(student.state_dict())
+        return AmvlmModel(
+            self.vlm, self.generator, base.generator_settings, self.student, settings.student, card,
+            sum(self.foreground.tolist()) / len(self.foreground),
+        )  # fmt: skip

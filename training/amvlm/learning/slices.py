@@ -1,0 +1,84 @@
+"""Slices at network resolution, made once per image and read from disk as needed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from amvlm.imaging.resample import IntensityScale, SliceGrid
+from amvlm.store import Case, LabelStore, Revision
+
+_VERSION = 1
+
+
+class SliceBank:
+    """Images and masks of a study as squares of ``size`` px.
+
+    The cache lies in ``<store>/cache`` (it may be deleted at any time), one memory-mapped float16 array
+    (Z, 1 or 3, size, size) per image, named by the image's hash.
+    """
+
+    def __init__(self, store: LabelStore, size: int) -> None:
+        self._store = store
+        self.size = size
+        self._folder = store.folder / "cache" / f"v{_VERSION}-{size}"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._cases: dict[str, Case] = {}
+        self._open = functools.lru_cache(maxsize=1024)(self._load)
+
+    def prepare(self, cases: Sequence[Case]) -> Iterator[int]:
+        """Make what is missing; yields how many cases are ready."""
+        for done, case in enumerate(cases):
+            self._cases[case.case_id] = case
+            if not self._path(case).is_file():
+                self._make(case)
+            yield done + 1
+
+    def depth(self, case_id: str) -> int:
+        """Number of slices of a case."""
+        return int(self._open(case_id).shape[0])
+
+    def slabs(self, wanted: Sequence[tuple[str, int]]) -> Tensor:
+        """Network input for (case id, slice) pairs: (B, 3, size, size), float32."""
+        squares = np.empty((len(wanted), 3, self.size, self.size), np.float32)
+        for row, (case_id, z) in enumerate(wanted):
+            planes = self._open(case_id)
+            if planes.shape[1] == 3:
+                squares[row] = planes[z]
+            else:
+                last = planes.shape[0] - 1
+                for channel, index in enumerate((max(0, z - 1), z, min(last, z + 1))):
+                    squares[row, channel] = planes[index, 0]
+        return torch.from_numpy(squares)
+
+    def mask(self, revision: Revision) -> NDArray[np.uint8]:
+        """A revision's mask, (Z, size, size): a pixel belongs to it when at least half of its area does."""
+        return self._square_mask(self._cases[revision.case_id], self._store.read_mask(revision))
+
+    def _square_mask(self, case: Case, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        grid = SliceGrid.of(self._store.read_image(case).with_array(mask), self.size)
+        planes = torch.from_numpy(np.ascontiguousarray(grid.stack(mask))).float()[:, None]
+        return (grid.to_square(planes)[:, 0] > 0.5).numpy().astype(np.uint8)
+
+    def _path(self, case: Case) -> Path:
+        return self._folder / f"{case.image_sha256}.npy"
+
+    def _load(self, case_id: str) -> NDArray[np.float16]:
+        planes: NDArray[np.float16] = np.load(self._path(self._cases[case_id]), mmap_mode="r")
+        return planes
+
+    def _make(self, case: Case) -> None:
+        volume = self._store.read_image(case)
+        grid = SliceGrid.of(volume, self.size)
+        planes = torch.from_numpy(IntensityScale.of(volume.array).apply(grid.stack(volume.array)))
+        planes = planes.movedim(-1, 1) if planes.ndim == 4 else planes[:, None]
+        beside = self._path(case).with_suffix(f".{torch.randint(2**31, ()).item()}.part")
+        with beside.open("wb") as stream:
+            np.save(stream, grid.to_square(planes).numpy().astype(np.float16))
+        beside.replace(self._path(case))

@@ -1,0 +1,223 @@
+"""What a run learns from: a snapshot of labels, the texts of each case, and slices of both."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.random import Generator as Rng
+from numpy.typing import NDArray
+from torch import Tensor
+
+from amvlm.config import TrainSettings
+from amvlm.errors import UserError
+from amvlm.learning.slices import SliceBank
+from amvlm.store import Case, LabelStore, Revision, Snapshot, Structure
+from amvlm.text import class_derangement, normalise_caption
+
+PLAIN_PROMPT_SHARE = 0.2
+
+
+@dataclass
+class LabelledCase:
+    """One judged case: masks (S, Z, H, W) uint8 and which structures were judged, (S,)."""
+
+    case_id: str
+    masks: NDArray[np.uint8]
+    known: NDArray[np.float32]
+
+    @property
+    def slices_with_structure(self) -> NDArray[np.intp]:
+        return np.flatnonzero(self.masks.any(axis=(0, 2, 3)))
+
+
+@dataclass
+class Study:
+    """A store as one run sees it; later edits do not reach it."""
+
+    store: LabelStore
+    snapshot: Snapshot
+    structures: list[Structure]
+    training: dict[str, dict[str, Revision]]
+    validation: dict[str, dict[str, Revision]]
+    cases: dict[str, Case]
+    unlabelled: list[str]
+    captions: dict[tuple[str, str], str]
+
+    @property
+    def names(self) -> list[str]:
+        return [structure.name for structure in self.structures]
+
+    @property
+    def laterality(self) -> Literal["patient", "image"]:
+        """Whose sides the captions name."""
+        return "image" if any(case.laterality == "image" for case in self.cases.values()) else "patient"
+
+    @property
+    def modality(self) -> str:
+        """The one modality of all cases, or ""."""
+        found = {case.modality for case in self.cases.values()}
+        return found.pop() if len(found) == 1 else ""
+
+    @property
+    def planar(self) -> bool:
+        return all(case.planar for case in self.cases.values())
+
+    @property
+    def fingerprint(self) -> str:
+        """One hash for what was learned from: images, revisions and their masks."""
+        parts = [f"{r.revision_id}:{r.case_id}:{r.structure}:{r.mask_sha256}" for r in self.snapshot.revisions]
+        images = [self.cases[case_id].image_sha256 for case_id in sorted(self.cases)]
+        return hashlib.sha256("\n".join([*parts, *images]).encode()).hexdigest()[:16]
+
+    def text(self, case_id: str, structure: str) -> str:
+        """The case's caption for a structure, or the structure's prompt."""
+        prompt = next(s.prompt for s in self.structures if s.name == structure)
+        return self.captions.get((case_id, structure), normalise_caption(prompt))
+
+
+def open_study(
+    store: LabelStore, *, wanted: Sequence[str] = (), snapshot: Snapshot | None = None, need_labels: bool = True
+) -> Study:
+    """Take a snapshot and sort the cases: train and labelled, validation, unlabelled.
+
+    Raises
+    ------
+    UserError
+        If nothing is labelled yet, or a wanted structure has no label.
+    """
+    snapshot = snapshot or store.snapshot()
+    cases = {case.case_id: case for case in store.cases() if case.split != "test"}
+    by_case = {case_id: found for case_id, found in snapshot.by_case().items() if case_id in cases}
+    labelled_names = {r.structure for found in by_case.values() for r in found.values() if r.kind == "accepted"}
+    eligible = set(wanted) or (labelled_names if need_labels else {s.name for s in store.structures()})
+    structures = [s for s in store.structures() if s.name in eligible]
+    missing = [name for name in wanted if name not in labelled_names]
+    if missing and need_labels:
+        raise UserError(f"nothing is accepted for {', '.join(missing)}", remedy="Accept it in a few cases first.")
+    training = {c: found for c, found in by_case.items() if cases[c].split == "train"}
+    if need_labels and not any(r.kind == "accepted" for found in training.values() for r in found.values()):
+        raise UserError(
+            "no training case is labelled yet",
+            remedy="Outline a structure in at least one case of the training split and accept it, then train.",
+        )
+    states = store.states()
+    names = [s.name for s in structures]
+    train_ids = [case_id for case_id, case in cases.items() if case.split == "train"]
+    unlabelled = [
+        c for c in train_ids
+        if any(n not in training.get(c, {}) and states.get((c, n)) != "rejected" for n in names)
+    ]  # fmt: skip
+    return Study(
+        store, snapshot, structures, training,
+        {c: found for c, found in by_case.items() if cases[c].split == "val"},
+        cases, unlabelled, _captions(store, names, set(cases)),
+    )  # fmt: skip
+
+
+def _captions(store: LabelStore, names: list[str], wanted: set[str]) -> dict[tuple[str, str], str]:
+    found: dict[tuple[str, str], str] = {}
+    for case_id, captions in store.captions().items():
+        for structure, text in captions if case_id in wanted else []:
+            for name in [structure] if structure else names:
+                found.setdefault((case_id, name), text)
+    return found
+
+
+def load_labelled(bank: SliceBank, names: list[str], by_case: dict[str, dict[str, Revision]]) -> list[LabelledCase]:
+    """Masks of judged cases at network resolution."""
+    loaded = []
+    for case_id, revisions in by_case.items():
+        if not any(name in revisions for name in names):
+            continue
+        masks = np.zeros((len(names), bank.depth(case_id), bank.size, bank.size), np.uint8)
+        known = np.zeros(len(names), np.float32)
+        for index, name in enumerate(names):
+            if name in revisions:
+                masks[index] = bank.mask(revisions[name])
+                known[index] = 1
+        loaded.append(LabelledCase(case_id, masks, known))
+    return loaded
+
+
+class TextTable:
+    """Every text of a run, embedded once by the frozen text encoder."""
+
+    def __init__(self, study: Study, settings: TrainSettings) -> None:
+        self._study = study
+        self._swap = {}
+        if settings.captions == "shuffled":
+            self._swap = class_derangement(list(study.captions.values()), settings.seed)
+        self._empty = settings.captions == "empty"
+        prompts = [normalise_caption(s.prompt) for s in study.structures]
+        texts = [self._changed(text) for text in study.captions.values()]
+        self.texts = list(dict.fromkeys([*prompts, *texts]))
+        self._row = {text: row for row, text in enumerate(self.texts)}
+
+    def _changed(self, text: str) -> str:
+        return "" if self._empty else self._swap.get(text, text)
+
+    def rows(self, case_ids: Sequence[str], rng: Rng | None) -> Tensor:
+        """Rows of the embedding table, (B, S), int64.
+
+        With ``rng``, a fifth of the captions give way to the structure's plain prompt, as a person may type it.
+        """
+        rows = torch.empty(len(case_ids), len(self._study.structures), dtype=torch.int64)
+        for b, case_id in enumerate(case_ids):
+            for s, structure in enumerate(self._study.structures):
+                text = normalise_caption(structure.prompt)
+                caption = self._study.captions.get((case_id, structure.name))
+                if caption is not None and (rng is None or rng.random() >= PLAIN_PROMPT_SHARE):
+                    text = self._changed(caption)
+                rows[b, s] = self._row[text]
+        return rows
+
+
+def sample_labelled(labelled: list[LabelledCase], count: int, rng: Rng) -> tuple[list[tuple[str, int]], Tensor, Tensor]:
+    """Slices of judged cases, at most a third without any structure (slices rule d).
+
+    Returns
+    -------
+    pairs : list of (case id, slice)
+    masks : Tensor, (B, S, H, W), float32
+    known : Tensor, (B, S), float32
+    """
+    pairs, masks, known = [], [], []
+    for _ in range(count):
+        case = labelled[int(rng.integers(len(labelled)))]
+        filled = case.slices_with_structure
+        depth = case.masks.shape[1]
+        empty = len(filled) == 0 or (len(filled) < depth and rng.random() < 1 / 3)
+        choices = np.setdiff1d(np.arange(depth), filled) if empty else filled
+        z = int(rng.choice(choices))
+        pairs.append((case.case_id, z))
+        masks.append(case.masks[:, z])
+        known.append(case.known)
+    return pairs, torch.from_numpy(np.stack(masks)).float(), torch.from_numpy(np.stack(known))
+
+
+def sample_unlabelled(study: Study, bank: SliceBank, count: int, rng: Rng) -> tuple[list[tuple[str, int]], Tensor]:
+    """Slices of cases that still miss a judgement, and which structures they miss: pairs, (B, S)."""
+    pairs = []
+    wanted = torch.zeros(count, len(study.structures))
+    for row in range(count):
+        case_id = study.unlabelled[int(rng.integers(len(study.unlabelled)))]
+        pairs.append((case_id, int(rng.integers(bank.depth(case_id)))))
+        judged = study.training.get(case_id, {})
+        wanted[row] = torch.tensor([float(name not in judged) for name in study.names])
+    return pairs, wanted
+
+
+def priors(labelled: list[LabelledCase], structures: int) -> list[float]:
+    """Foreground fraction of each structure over all judged slices."""
+    found = []
+    for s in range(structures):
+        cases = [case for case in labelled if case.known[s]]
+        filled = sum(float(case.masks[s].sum()) for case in cases)
+        total = sum(case.masks[s].size for case in cases)
+        found.append(min(0.9, max(1e-3, filled / total)) if total else 0.05)
+    return found

@@ -1,0 +1,169 @@
+"""The text mask generator (METHOD §3), in two forms that share one product.
+
+Both compute image features that know no text, and from the text a weight vector and a bias; the mask's logits are
+their product. A volume's features are therefore computed once and kept, and a further prompt costs a product.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from monai.networks.nets import UNet
+from torch import Tensor, nn
+
+from amvlm.config import GeneratorSettings
+from amvlm.models.vlm import VisionLanguageModel
+
+
+def text_product(features: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
+    """ℓ = ⟨features, weights⟩ + bias.
+
+    Parameters
+    ----------
+    features : Tensor, (B, C, h, w)
+    weights : Tensor, (B, S, C) or (S, C)
+    bias : Tensor, (B, S) or (S,)
+
+    Returns
+    -------
+    Tensor, (B, S, h, w), float32
+    """
+    flat = features.flatten(2)
+    product = torch.matmul(weights.to(flat.dtype), flat).float() + bias.float()[..., None]
+    return product.unflatten(2, features.shape[2:])
+
+
+class TextMaskGenerator(nn.Module):
+    """Base of the two forms."""
+
+    def features(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) → (B, C, h, w); no text enters."""
+        raise NotImplementedError
+
+    def text_weights(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """t (..., D) → weights (..., C) and bias (...)."""
+        raise NotImplementedError
+
+    def fit_text(self, texts: Tensor) -> None:
+        """Learn what the training set's texts have in common, (T, D); nothing by default."""
+
+    def forward(self, image: Tensor, text: Tensor) -> Tensor:
+        """Text mask logits, (B, S, H, W), for text embeddings (B, S, D)."""
+        logits = text_product(self.features(image), *self.text_weights(text))
+        if logits.shape[-2:] != image.shape[-2:]:
+            logits = F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=False)
+        return logits
+
+
+class FilmUNet(TextMaskGenerator):
+    """A full-resolution U-Net whose decoder output is modulated by the text (FiLM), then read out 1×1.
+
+    w·(γ(t)⊙F + β(t)) + c = ⟨F, w⊙γ(t)⟩ + (w·β(t) + c): a product with the cached F.
+    """
+
+    text_mean: Tensor
+    text_sd: Tensor
+
+    def __init__(self, settings: GeneratorSettings, embedding_size: int, prior: float) -> None:
+        super().__init__()
+        channels = settings.channels
+        self.unet = UNet(
+            spatial_dims=2, in_channels=3, out_channels=settings.features, channels=channels,
+            strides=(2,) * (len(channels) - 1), num_res_units=2, norm="batch",
+        )  # fmt: skip
+        self.film = nn.Sequential(
+            nn.Linear(embedding_size, embedding_size), nn.GELU(), nn.Linear(embedding_size, 2 * settings.features)
+        )
+        self.read = nn.Parameter(torch.randn(settings.features) / math.sqrt(settings.features))
+        self.bias = nn.Parameter(torch.tensor(math.log(prior / (1 - prior))))
+        self.register_buffer("text_mean", torch.zeros(embedding_size))
+        self.register_buffer("text_sd", torch.ones(embedding_size))
+
+    def fit_text(self, texts: Tensor) -> None:
+        """Standardise by the texts of the training set, (T, D).
+
+        Sentence embeddings of similar captions are nearly parallel (cosine 0.95 and more); without this the text
+        would hardly change the modulation.
+        """
+        self.text_mean.copy_(texts.mean(0))
+        self.text_sd.copy_(texts.std(0).clamp(min=1e-4) if len(texts) > 1 else torch.ones_like(self.text_sd))
+
+    def features(self, image: Tensor) -> Tensor:
+        found: Tensor = F.relu(self.unet(image))
+        return found
+
+    def text_weights(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        standard = ((text.float() - self.text_mean) / self.text_sd).clamp(-3, 3)
+        scale, shift = self.film(standard).float().chunk(2, dim=-1)
+        return self.read * (1 + scale), (self.read * shift).sum(-1) + self.bias
+
+
+class GatedUp(nn.Module):
+    """×2 upsampling and a gated 3×3 residual (TCL's decoder block)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.convolve = nn.Conv2d(width, width, 3, padding=1)
+        self.norm = nn.GroupNorm(1, width)
+        self.gate = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        return x + torch.tanh(self.gate) * F.gelu(self.norm(self.convolve(x)))
+
+
+class FrozenLinear(TextMaskGenerator):
+    """The paper's: encoders frozen; ℓ = s·⟨E, t⟩ + c + κ·(⟨P_raw, t⟩ − m)/sd.
+
+    E is the decoded patch grid, P_raw the undecoded patches (the knowledge-preserving branch); m and sd run over
+    training patches. ``vlm`` is held outside the module's parameters and kept in eval mode.
+    """
+
+    raw_mean: Tensor
+    raw_sd: Tensor
+
+    def __init__(self, vlm: VisionLanguageModel, embedding_size: int, prior: float) -> None:
+        super().__init__()
+        self._vlm = [vlm]
+        width = embedding_size
+        self.enter = nn.Conv2d(vlm.image_width, width, 1)
+        self.decoder = nn.Sequential(GatedUp(width), GatedUp(width))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.bias = nn.Parameter(torch.tensor(math.log(prior / (1 - prior))))
+        self.raw_kappa = nn.Parameter(torch.tensor(math.log(math.expm1(0.3))))
+        self.contrast = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.register_buffer("raw_mean", torch.zeros(()))
+        self.register_buffer("raw_sd", torch.ones(()))
+        self.embedding_size = embedding_size
+
+    def features(self, image: Tensor) -> Tensor:
+        vlm = self._vlm[0].eval()
+        with torch.no_grad():
+            patches = vlm.image_tokens(image)[1]
+            raw = F.normalize(vlm.patch_head(patches.movedim(1, -1)).float(), dim=-1).movedim(-1, 1)
+        decoded = F.normalize(self.decoder(self.enter(patches)).float(), dim=1)
+        raw = F.interpolate(raw, decoded.shape[-2:], mode="bilinear", align_corners=False)
+        return torch.cat([decoded, raw], 1)
+
+    def text_weights(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        kappa = F.softplus(self.raw_kappa) / self.raw_sd
+        weights = torch.cat([self.log_scale.exp() * text, kappa * text], -1)
+        return weights, (self.bias - kappa * self.raw_mean).expand(text.shape[:-1])
+
+    @torch.no_grad()
+    def observe(self, features: Tensor, text: Tensor, momentum: float = 0.01) -> None:
+        """Let m and sd follow the similarities of a training batch: features (B, 2D, h, w), text (B, S, D)."""
+        similarity = torch.einsum("bdhw,bsd->bshw", features[:, self.embedding_size :], text)
+        self.raw_mean.lerp_(similarity.mean(), momentum)
+        self.raw_sd.lerp_(similarity.std().clamp(min=1e-3), momentum)
+
+
+def build_generator(settings: GeneratorSettings, vlm: VisionLanguageModel, prior: float) -> TextMaskGenerator:
+    """Make the form that the settings name; ``prior`` is the foreground fraction in (0, 1)."""
+    prior = min(max(prior, 1e-3), 0.9)
+    size = vlm.settings.embedding_size
+    if settings.form == "film_unet":
+        return FilmUNet(settings, size, prior)
+    return FrozenLinear(vlm, size, prior)
