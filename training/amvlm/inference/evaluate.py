@@ -88,8 +88,9 @@ def evaluate(
             if truth is None:
                 continue
             own = [text for s, text in captions.get(case.case_id, []) if s in (structure.name, None)]
-            masks = session.segment_volume(own[0] if own else structure.prompt)
-            for kind in KINDS:
+            prompt = own[0] if own else structure.prompt
+            masks = session.segment_volume(prompt)
+            for kind in KINDS if session.prediction_of(structure.prompt) else KINDS[:1]:
                 overlap = Overlap.of(torch.from_numpy(masks[kind] > 127), torch.from_numpy(truth > 0))
                 found.overlaps.setdefault((kind, structure.name), []).append(overlap)
         if progress is not None:

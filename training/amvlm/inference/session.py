@@ -34,7 +34,8 @@ class SliceResult:
     indices : list of int
         Slice numbers along ``Session.axis`` of the canonical volume.
     text_mask, prediction, merged : ndarray, uint8, (len(indices), rows, columns)
-        255 is certain. ``prediction`` is all 0 for a structure that the student does not know.
+        255 is certain. For a structure that the student does not know ``prediction`` is all 0 and ``merged`` is the
+        text mask; :meth:`Session.prediction_of` tells.
     done, total : int
         Slices finished so far, of how many.
     """
@@ -106,6 +107,10 @@ class Session:
             found.append("The file does not say which side is the patient's left: check sides yourself.")
         return found
 
+    def prediction_of(self, prompt: str) -> KnownStructure | None:
+        """The structure that the student predicts for a prompt; None where it knows none, or there is no student."""
+        return self.model.card.structure_of(checked_prompt(prompt)) if self.model.student is not None else None
+
     def order(self, visible: int) -> list[int]:
         """All slices, the visible one first, then outward."""
         return sorted(range(self.slices), key=lambda z: (abs(z - visible), z))
@@ -131,7 +136,7 @@ class Session:
         UserError
             If the prompt is empty or too long.
         """
-        structure = self.model.card.structure_of(checked_prompt(prompt))
+        structure = self.prediction_of(prompt)
         weights, bias = self._text(for_model_side(checked_prompt(prompt), self.model.card.laterality))
         order = self.order(self.slices // 2 if visible is None else min(max(visible, 0), self.slices - 1))
         done = 0
@@ -183,11 +188,10 @@ class Session:
         chosen = slice(None) if whole else torch.tensor(indices)
         text_logits = text_product(self._features[chosen], weights, bias)
         text_logits = self._fitted(text_logits, chosen)
-        known = [s.name for s in self.model.card.structures]
-        if structure is None or structure.name not in known or not self._student.shape[1]:
+        if structure is None:
             text_mask = self._on_grid(text_logits)
             return text_mask, np.zeros_like(text_mask), text_mask
-        column = known.index(structure.name)
+        column = self.model.card.structures.index(structure)
         prediction_logits = self._student[chosen, column : column + 1]
         merged = merged_logits(prediction_logits, text_logits, structure.text_weight)
         together = self._on_grid(torch.cat([text_logits, prediction_logits, merged], 1), channels=3)

@@ -12,10 +12,10 @@ from torch import nn
 
 from amvlm.config import LoopSettings
 from amvlm.imaging.resample import SliceGrid
-from amvlm.learning.run_folder import RunFolder
 from amvlm.learning.runtime import learning_rate_factor
 from amvlm.learning.slices import SliceBank
 from amvlm.learning.study import Study
+from amvlm.store.runs import RunFolder
 from amvlm.text import names_a_side
 
 

@@ -71,7 +71,7 @@ class Networks:
         with torch.no_grad():
             embeddings = vlm.embed_text(table.texts)
         generator.fit_text(embeddings)
-        student = build_student(settings.student, len(foreground))
+        student = build_student(settings.student, len(foreground), sum(foreground) / len(foreground))
         student = student.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return cls(
             vlm, generator, make_teacher(generator), student, make_teacher(student), embeddings,
@@ -81,7 +81,9 @@ class Networks:
     def prepare(self, context: Context, settings: TrainSettings) -> tuple[nn.Module, nn.Module, torch.optim.Optimizer]:
         """Student and generator as accelerate runs them, with one optimiser over both."""
         learning = [p for network in (self.student, self.generator) for p in network.parameters() if p.requires_grad]
-        optimiser = torch.optim.AdamW(learning, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        optimiser = torch.optim.AdamW(
+            learning, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
         student, generator, prepared = context.accelerator.prepare(self.student, self.generator, optimiser)
         return student, generator, prepared
 

@@ -18,7 +18,6 @@ from amvlm.learning.captioned import BAG, CaptionedImage, CaptionedImages, bags,
 from amvlm.learning.context import Context, flip_axis_of
 from amvlm.learning.ema import follow, make_teacher
 from amvlm.learning.generator_loss import mask_supervision, text_grounding
-from amvlm.learning.run_folder import RunFolder
 from amvlm.learning.runtime import Clock, Means, choose_precision, start_accelerator
 from amvlm.learning.slices import SliceBank
 from amvlm.learning.study import LabelledCase, Study, TextTable, load_labelled, open_study, priors, sample_labelled
@@ -26,6 +25,7 @@ from amvlm.losses import bag_similarity, multi_positive_info_nce
 from amvlm.models import AmvlmModel, KnownStructure, ModelCard, VisionLanguageModel, build_generator, build_student
 from amvlm.models.generator import FrozenLinear, TextMaskGenerator
 from amvlm.store import LabelStore
+from amvlm.store.runs import RunFolder
 
 
 def pretrain(store: LabelStore, settings: PretrainSettings, run: RunFolder, name: str) -> Iterator[AnyEvent]:
@@ -113,7 +113,9 @@ def _align(
     settings: PretrainSettings,
 ) -> Iterator[AnyEvent]:
     """L_ita with shared positives; the weights of the lowest validation loss are kept, where there is one."""
-    optimiser = torch.optim.AdamW(vlm.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    optimiser = torch.optim.AdamW(
+        vlm.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+    )
     optimiser = context.accelerator.prepare(optimiser)
     clock, means = Clock(settings.steps), Means()
     best, best_weights = float("inf"), None
@@ -189,7 +191,7 @@ def _teach_generator(
     generator.fit_text(embeddings)
     foreground = torch.tensor(priors(labelled, len(study.names)), device=context.device)
     trainable = [parameter for parameter in generator.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trainable, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    optimiser = torch.optim.AdamW(trainable, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     network, optimiser = context.accelerator.prepare(generator, optimiser)
     clock, means = Clock(settings.generator_steps), Means()
     for step in range(settings.generator_steps):

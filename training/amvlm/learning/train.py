@@ -19,7 +19,6 @@ from amvlm.learning.cross_fit import cross_fitted_weights
 from amvlm.learning.ema import follow
 from amvlm.learning.generator_loss import mask_supervision
 from amvlm.learning.networks import Networks
-from amvlm.learning.run_folder import RunFolder
 from amvlm.learning.runtime import Clock, Means, choose_precision, start_accelerator
 from amvlm.learning.slices import SliceBank
 from amvlm.learning.study import (
@@ -34,6 +33,7 @@ from amvlm.learning.study import (
 from amvlm.losses import confident_bce, consistency_weight, masked_dice_bce, soft_dice_bce
 from amvlm.models import AmvlmModel, build_student
 from amvlm.store import LabelStore, Snapshot
+from amvlm.store.runs import RunFolder
 
 
 def train(
@@ -68,7 +68,7 @@ def train(
     precision = str(run.read_config()["precision"]) if resume else choose_precision(settings, probe, base.image_size)
     texts = [*study.captions.values(), *(s.prompt for s in study.structures)]
     context = Context(study, bank, start_accelerator(settings, precision), run, flip_axis_of(study, texts))
-    run.write_config(_config(study, settings, name, precision))
+    run.write_config(_config(study, settings, name, base.card.name, precision))
     yield Started(
         job="train", labelled=len(labelled), unlabelled=len(study.unlabelled), validation=len(held_out),
         structures=study.names, steps=settings.steps, device=str(context.device), precision=precision,
@@ -224,10 +224,11 @@ def _snapshot(store: LabelStore, run: RunFolder) -> Snapshot:
     return Snapshot(store.store_id, tuple(found))
 
 
-def _config(study: Study, settings: TrainSettings, name: str, precision: str) -> dict[str, object]:
+def _config(study: Study, settings: TrainSettings, name: str, base: str, precision: str) -> dict[str, object]:
     return {
         "job": "train",
         "model": name,
+        "base": base,
         "settings": settings.model_dump(mode="json"),
         "precision": precision,
         "revisions": [revision.revision_id for revision in study.snapshot.revisions],

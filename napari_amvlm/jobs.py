@@ -1,0 +1,122 @@
+"""One owned worker thread: progress, cancel, late results dropped.
+
+Torch lives in this thread alone; a fresh thread for every call would lose its kernel caches.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from qtpy.QtCore import QObject, Signal
+
+from amvlm.errors import UserError
+
+Work = Callable[[], Iterator[Any]]
+
+
+@dataclass(eq=False)
+class Job:
+    """Something for the worker: ``work`` is a generator function; what it yields goes to ``on_result``.
+
+    ``owner`` is what the job is bound to (a case): its results are dropped once that is no longer current.
+    """
+
+    work: Work
+    owner: object = None
+    kind: str = ""
+    on_result: Callable[[Any], None] = lambda _: None
+    on_end: Callable[[bool], None] = lambda _: None
+    on_error: Callable[[str], None] = lambda _: None
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def cancel(self) -> None:
+        """The job ends at its next step."""
+        self.cancelled.set()
+
+
+class Worker(QObject):
+    """Runs jobs one after another. Callbacks run in the thread that made the worker (the GUI's)."""
+
+    _delivered = Signal(object, object)
+    busy_changed = Signal(bool)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._pending: list[Job] = []
+        self._closed = False
+        self._delivered.connect(self._deliver)
+        self._thread = threading.Thread(target=self._run, name="amvlm-worker", daemon=True)
+        self._thread.start()
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def has_job_of(self, owner: object, kind: str = "") -> bool:
+        """True while a job of that owner (and kind) waits or runs and was not cancelled."""
+        return any(
+            job.owner is owner and (not kind or job.kind == kind) and not job.cancelled.is_set()
+            for job in self._pending
+        )
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._pending)
+
+    def submit(self, job: Job) -> Job:
+        """Queue a job; returns it, so that it can be cancelled."""
+        self._pending.append(job)
+        self.busy_changed.emit(True)
+        self._queue.put(job)
+        return job
+
+    def cancel_owned_by(self, owner: object) -> None:
+        """Cancel every job bound to ``owner``."""
+        for job in self._pending:
+            if job.owner is owner:
+                job.cancel()
+
+    def close(self, timeout: float = 2.0) -> None:
+        """Cancel everything and end the thread; nothing is delivered any more."""
+        self._closed = True
+        for job in self._pending:
+            job.cancel()
+        self._queue.put(None)
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        while (job := self._queue.get()) is not None:
+            try:
+                if not job.cancelled.is_set():
+                    steps = job.work()
+                    for result in steps:
+                        if job.cancelled.is_set():
+                            close = getattr(steps, "close", None)
+                            if close is not None:
+                                close()
+                            break
+                        self._send(job, lambda job=job, result=result: job.on_result(result))
+                self._send(job, lambda job=job: job.on_end(not job.cancelled.is_set()), last=True)
+            except UserError as error:
+                self._send(job, lambda job=job, text=str(error): job.on_error(text), last=True)
+            except Exception:  # noqa: BLE001 - the window must live on, and say what went wrong
+                text = f"Something went wrong inside the plugin: {traceback.format_exc(limit=-1).strip()}"
+                self._send(job, lambda job=job, text=text: job.on_error(text), last=True)
+
+    def _send(self, job: Job, call: Callable[[], None], last: bool = False) -> None:
+        if not self._closed:
+            self._delivered.emit((job, last), call)
+
+    def _deliver(self, which: tuple[Job, bool], call: Callable[[], None]) -> None:
+        job, last = which
+        if last:
+            self._pending.remove(job)
+            self.busy_changed.emit(self.busy)
+        if not self._closed and (last or not job.cancelled.is_set()):
+            call()

@@ -1,0 +1,147 @@
+"""The layers of an open scan: three linked views that share one image, geometry kept.
+
+Every array is a copy-free view of a canonical (RAS) array in display order (S→I, A→P, R→L), so all planes are
+radiological and painting reaches the array that is saved.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from napari.layers import Image, Labels
+from napari.utils.colormaps import DirectLabelColormap
+from numpy.typing import NDArray
+
+from amvlm.imaging import to_display
+from napari_amvlm.engine import Mask, OpenCase
+
+if TYPE_CHECKING:
+    import napari
+
+TEXT_MASK, PREDICTION, LABEL = "Text mask", "Prediction", "Your label"
+COLOURS = {TEXT_MASK: "#2fb5d2", PREDICTION: "#f2a93b", LABEL: "#e0457b"}
+
+
+class CaseLayers:
+    """Three cells of image and mask: text mask, prediction, your label.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+    opened : OpenCase
+    """
+
+    def __init__(self, viewer: napari.viewer.Viewer, opened: OpenCase) -> None:
+        self._viewer = viewer
+        self.opened = opened
+        shape = opened.ras.shape[:3]
+        self.probs: dict[str, Mask] = {name: np.zeros(shape, np.uint8) for name in (TEXT_MASK, PREDICTION, "merged")}
+        self.masks: dict[str, Mask] = {name: np.zeros(shape, np.uint8) for name in COLOURS}
+        if opened.label is not None:
+            self.masks[LABEL][:] = opened.label
+        self.images: list[Image] = []
+        self.labels: dict[str, Labels] = {}
+        self._add()
+
+    def _add(self) -> None:
+        scale = self.opened.spacing_mm[::-1]
+        shown = to_display(self.opened.ras)
+        limits = _contrast_limits(self.opened.ras)
+        metadata = {"amvlm": True, "affine": self.opened.volume.affine, "sides_known": self.opened.volume.sides_known}
+        for name, colour in COLOURS.items():
+            image = Image(
+                shown, name=f"{self.opened.title} ({name.lower()})", scale=scale, contrast_limits=limits,
+                rgb=shown.ndim == 4, metadata=metadata,
+            )  # fmt: skip
+            colours: dict[int | None, str] = {None: "transparent", 0: "transparent", 1: colour}
+            mask = Labels(
+                to_display(self.masks[name]), name=name, scale=scale, opacity=0.55, metadata=metadata,
+                colormap=DirectLabelColormap(color_dict=colours),
+            )  # fmt: skip
+            mask.editable = name == LABEL
+            self._viewer.add_layer(image)
+            self._viewer.add_layer(mask)
+            _name_in_cell(mask, colour)
+            self.images.append(image)
+            self.labels[name] = mask
+        _link(self.images)
+        label = self.labels[LABEL]
+        label.brush_size = max(2, min(self.masks[LABEL].shape) // 8)
+        label.selected_label = 1
+        self._viewer.layers.selection.active = label
+
+    def show_slices(self, axis: int, indices: list[int], found: dict[str, Mask], threshold: float) -> None:
+        """Write probabilities of some slices (canonical ``axis``) in place and refresh the masks."""
+        for name, probs in found.items():
+            np.moveaxis(self.probs[name], axis, 0)[indices] = probs
+            if name in self.labels:
+                np.moveaxis(self.masks[name], axis, 0)[indices] = probs >= _level(threshold)
+                self.labels[name].refresh()
+
+    def apply_threshold(self, threshold: float) -> None:
+        """Cut both masks anew; your label is not touched."""
+        for name in (TEXT_MASK, PREDICTION):
+            np.greater_equal(self.probs[name], _level(threshold), out=self.masks[name], casting="unsafe")
+            self.labels[name].refresh()
+
+    def mask_to_start_from(self, source: str, threshold: float) -> Mask:
+        """A new label array from "merged", the text mask, the prediction, or nothing."""
+        if source not in self.probs:
+            return np.zeros_like(self.masks[LABEL])
+        cut: Mask = (self.probs[source] >= _level(threshold)).astype(np.uint8)
+        return cut
+
+    def replace_label(self, wanted: Mask) -> int:
+        """Write a whole label as one undoable step in napari's own history; returns how many voxels changed."""
+        label = self.labels[LABEL]
+        shown = to_display(wanted)
+        changed = np.nonzero(label.data != shown)
+        if changed[0].size:
+            label.data_setitem(changed, shown[changed])
+        return int(changed[0].size)
+
+    def side_by_side(self, on: bool) -> None:
+        """Three linked cells, or everything stacked on one image."""
+        grid = self._viewer.canvas.grid
+        grid.stride, grid.shape, grid.enabled = 2, (1, 3), on
+        for image in self.images[1:]:
+            image.visible = on
+        for mask in self.labels.values():
+            mask.name_overlay.visible = on
+        self._viewer.reset_view()
+
+    def present(self) -> bool:
+        """False once the person removed one of the layers."""
+        return all(layer in self._viewer.layers for layer in [*self.images, *self.labels.values()])
+
+    def remove(self) -> None:
+        for layer in [*self.images, *self.labels.values()]:
+            if layer in self._viewer.layers:
+                self._viewer.layers.remove(layer)
+
+
+def _level(threshold: float) -> int:
+    return max(1, round(threshold * 255))
+
+
+def _contrast_limits(ras: NDArray[Any]) -> tuple[float, float] | None:
+    if ras.ndim == 4:
+        return None
+    sample = ras.reshape(-1)[:: max(1, ras.size // 200_000)].astype(np.float64)
+    low, high = (float(value) for value in np.nanquantile(sample[np.isfinite(sample)], (0.005, 0.995)))
+    return (low, high) if high > low else (low, low + 1)
+
+
+def _name_in_cell(layer: Labels, colour: str) -> None:
+    overlay = layer.name_overlay
+    overlay.visible = True
+    overlay.position = "top_left"
+    overlay.font_size = 12
+    overlay.color = colour
+
+
+def _link(images: list[Image]) -> None:
+    from napari.experimental import link_layers
+
+    link_layers(images, ("contrast_limits", "gamma", "colormap"))

@@ -1,0 +1,1 @@
+"""Panels show and signal; none decides."""

@@ -1,0 +1,185 @@
+"""Train: what there is to learn from, start and stop, live curves, before and after."""
+
+from __future__ import annotations
+
+import pyqtgraph
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtWidgets import (
+    QFrame,
+    QHBoxLayout,
+    QHeaderView,
+    QLabel,
+    QProgressBar,
+    QPushButton,
+    QScrollArea,
+    QTableWidget,
+    QTableWidgetItem,
+    QVBoxLayout,
+    QWidget,
+)
+
+COLOURS = ("#2fb5d2", "#f2a93b", "#e0457b", "#7bc96f", "#b48ead", "#d0d0d0")
+
+
+class Curves(pyqtgraph.PlotWidget):
+    """Named curves over steps, a legend, and nothing to click away."""
+
+    def __init__(self, title: str, y_range: tuple[float, float] | None = None) -> None:
+        super().__init__(background=None)
+        self.setTitle(title, size="10pt")
+        self.setLabel("bottom", "step")
+        self.addLegend(offset=(-8, 8), labelTextSize="8pt")
+        self.setMouseEnabled(False, False)
+        self.hideButtons()
+        self.setMenuEnabled(False)
+        self.showGrid(y=True, alpha=0.2)
+        self.setMinimumHeight(170)
+        if y_range is not None:
+            self.setYRange(*y_range)
+        self._points: dict[str, tuple[list[float], list[float]]] = {}
+        self._curves: dict[str, pyqtgraph.PlotDataItem] = {}
+
+    def add(self, name: str, step: float, value: float) -> None:
+        """Add one point."""
+        xs, ys = self._points.setdefault(name, ([], []))
+        xs.append(step)
+        ys.append(value)
+        if name not in self._curves:
+            colour = COLOURS[len(self._curves) % len(COLOURS)]
+            self._curves[name] = self.plot(pen=pyqtgraph.mkPen(colour, width=2), name=name, symbol="o", symbolSize=4,
+                                           symbolBrush=colour, symbolPen=None)  # fmt: skip
+        self._curves[name].setData(xs, ys)
+
+    def reset(self) -> None:
+        for curve in self._curves.values():
+            self.removeItem(curve)
+        self._points.clear()
+        self._curves.clear()
+
+
+class TrainPanel(QScrollArea):
+    """The panel *Train*."""
+
+    start_requested = Signal()
+    stop_requested = Signal()
+    resume_requested = Signal()
+    use_model_requested = Signal()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setWidgetResizable(True)
+        self.setFrameShape(QFrame.Shape.NoFrame)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        body = QWidget()
+        self._layout = QVBoxLayout(body)
+        self._counts = _wrapped()
+        self._notice = _wrapped()
+        self._layout.addWidget(self._counts)
+        self._layout.addWidget(self._notice)
+        self._form = QWidget()
+        self._layout.addWidget(self._form)
+        row = QHBoxLayout()
+        self.start = _button("Start", "Train on the accepted labels, in a process of its own", self.start_requested)
+        self.stop = _button("Stop", "Save a usable model and end", self.stop_requested)
+        self.resume = _button("Resume", "Go on from the last checkpoint", self.resume_requested)
+        for button in (self.start, self.stop, self.resume):
+            row.addWidget(button)
+        self._layout.addLayout(row)
+        self.progress = QProgressBar()
+        self._layout.addWidget(self.progress)
+        self._stage = _wrapped()
+        self._layout.addWidget(self._stage)
+        self.losses = Curves("Losses")
+        self.dice = Curves("Dice on validation cases", (0.0, 1.0))
+        self._layout.addWidget(self.losses)
+        self._layout.addWidget(self.dice)
+        self.table = QTableWidget(0, 3)
+        self.table.setHorizontalHeaderLabels(["Validation Dice", "before", "after"])
+        header = self.table.horizontalHeader()
+        header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
+        header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
+        self.table.verticalHeader().setVisible(False)
+        self.table.setEditTriggers(QTableWidget.EditTrigger.NoEditTriggers)
+        self._layout.addWidget(self.table)
+        self.use = _button("Use the new model", "Choose it in Segment with text", self.use_model_requested)
+        self._layout.addWidget(self.use)
+        self._layout.addStretch()
+        research = _wrapped("Research use only, not for diagnosis.")
+        research.setStyleSheet("QLabel { color: #9aa0a6; }")
+        self._layout.addWidget(research)
+        self.setWidget(body)
+        self.setMinimumWidth(330)
+        self.show_no_study()
+
+    def set_form(self, form: QWidget) -> None:
+        """Put the settings form, built from config.py, in its place."""
+        self._layout.replaceWidget(self._form, form)
+        self._form.deleteLater()
+        self._form = form
+
+    def show_no_study(self) -> None:
+        self._counts.setText("Open a study first: Plugins ▸ AMVLM ▸ Segment with text.")
+        for part in (self.progress, self._stage, self.losses, self.dice, self.table, self.use, self._notice):
+            part.setVisible(False)
+        self.show_running(False, can_start=False, can_resume=False)
+
+    def show_counts(self, labelled: int, validation: int, unlabelled: int, rows: list[str]) -> None:
+        """What there is to learn from, and one line per structure."""
+        self._counts.setText(
+            f"<b>{labelled}</b> labelled and <b>{unlabelled}</b> unlabelled training cases; "
+            f"<b>{validation}</b> labelled for validation.<br>" + "<br>".join(rows)
+        )
+
+    def show_running(self, running: bool, can_start: bool, can_resume: bool) -> None:
+        self.start.setEnabled(can_start and not running)
+        self.stop.setEnabled(running)
+        self.resume.setEnabled(can_resume and not running)
+        self._form.setEnabled(not running)
+
+    def show_notice(self, text: str, warning: bool = False) -> None:
+        self._notice.setText(text)
+        self._notice.setVisible(bool(text))
+        self._notice.setStyleSheet("QLabel { color: #f2a93b; }" if warning else "")
+
+    def show_run_begun(self) -> None:
+        """Clear the curves for a new run."""
+        for curves in (self.losses, self.dice):
+            curves.reset()
+            curves.setVisible(True)
+        self.table.setVisible(False)
+        self.use.setVisible(False)
+        self.show_stage("Starting: the library is loading …", 0, 0)
+
+    def show_stage(self, text: str, step: int, steps: int) -> None:
+        self.progress.setVisible(True)
+        self.progress.setRange(0, steps)
+        self.progress.setValue(step)
+        self._stage.setVisible(True)
+        self._stage.setText(text)
+
+    def show_result(self, rows: list[tuple[str, str, str]], text: str) -> None:
+        """Before and after by mask and structure, and the offer to use the model."""
+        self.progress.setVisible(False)
+        self._stage.setVisible(True)
+        self._stage.setText(text)
+        self.table.setRowCount(len(rows))
+        for r, row in enumerate(rows):
+            for c, value in enumerate(row):
+                self.table.setItem(r, c, QTableWidgetItem(value))
+        self.table.setVisible(bool(rows))
+        height = self.table.horizontalHeader().height() + sum(self.table.rowHeight(r) for r in range(len(rows))) + 4
+        self.table.setFixedHeight(height)
+        self.use.setVisible(True)
+
+
+def _wrapped(text: str = "") -> QLabel:
+    label = QLabel(text)
+    label.setWordWrap(True)
+    return label
+
+
+def _button(text: str, tip: str, signal: object) -> QPushButton:
+    button = QPushButton(text)
+    button.setToolTip(tip)
+    button.clicked.connect(lambda: signal.emit())  # type: ignore[attr-defined]
+    return button

@@ -1,0 +1,37 @@
+"""Reader contribution: NIfTI in radiological display, with its geometry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+LayerData = tuple[Any, dict[str, Any], str]
+
+
+def get_reader(path: str | list[str]) -> Callable[[str | list[str]], list[LayerData]] | None:
+    """Take one or several NIfTI files."""
+    paths = [path] if isinstance(path, str) else path
+    return read if all(name.lower().endswith((".nii", ".nii.gz")) for name in paths) else None
+
+
+def read(path: str | list[str]) -> list[LayerData]:
+    """Read scans as image layers: a copy-free view in the order (S→I, A→P, R→L), scale in mm, affine in metadata."""
+    from amvlm.imaging import read_volume, to_canonical, to_display
+
+    layers: list[LayerData] = []
+    for name in [path] if isinstance(path, str) else path:
+        volume = read_volume(name)
+        canonical = to_canonical(volume)
+        layers.append(
+            (
+                to_display(canonical.array),
+                {
+                    "name": Path(name).name,
+                    "scale": tuple(canonical.spacing_mm[::-1]),
+                    "metadata": {"amvlm": True, "affine": volume.affine, "sides_known": volume.sides_known},
+                },
+                "image",
+            )
+        )
+    return layers

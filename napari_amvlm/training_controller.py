@@ -1,0 +1,218 @@
+"""The Train panel's side of the controller."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import QObject
+
+from amvlm.config import TrainSettings
+from amvlm.errors import UserError
+from amvlm.events import Failed, Finished, Note, Progress, Started, Validation
+from amvlm.store import LabelStore
+from napari_amvlm.forms import form_values, settings_form
+from napari_amvlm.jobs import Job
+from napari_amvlm.training_run import TrainingRun
+
+if TYPE_CHECKING:
+    from napari_amvlm.controller import Controller
+    from napari_amvlm.panels.train import TrainPanel
+
+FIELDS = ("steps", "mode", "device", "seed")
+
+
+class TrainingController(QObject):
+    """Counts, starts, follows and stops; offers the new model."""
+
+    def __init__(self, controller: Controller) -> None:
+        super().__init__(controller)
+        self._controller = controller
+        self.panel: TrainPanel | None = None
+        self.current: TrainingRun | None = None
+        self._form: Any = None
+        self._before: Validation | None = None
+        self._after: Validation | None = None
+        self.new_model = ""
+        self._failed = False
+
+    @property
+    def _store(self) -> LabelStore | None:
+        return self._controller.store
+
+    def attach(self, panel: TrainPanel) -> None:
+        self.panel = panel
+        self._form = settings_form(TrainSettings, FIELDS)
+        panel.set_form(self._form.native)
+        panel.start_requested.connect(self.start)
+        panel.stop_requested.connect(self.stop)
+        panel.resume_requested.connect(self.resume)
+        panel.use_model_requested.connect(self.use_new_model)
+        self.study_changed()
+
+    def study_changed(self) -> None:
+        """Another study is open: find the run that may be going on in it."""
+        if self.current is not None:
+            self.current.forget()
+            self.current = None
+        if self._store is None:
+            if self.panel is not None:
+                self.panel.show_no_study()
+            return
+        found = TrainingRun.find(self._store, self)
+        if found is not None:
+            self._follow(found)
+        self.labels_changed()
+
+    def labels_changed(self) -> None:
+        """Count again what there is to learn from."""
+        if self.panel is None or self._store is None:
+            return
+        counts, rows = count_labels(self._store)
+        self.panel.show_counts(*counts, rows)
+        running = self.current is not None
+        self.panel.show_running(
+            running, can_start=counts[0] > 0, can_resume=not running and bool(TrainingRun.resumable(self._store))
+        )
+        if counts[0] == 0:
+            self.panel.show_notice("Accept at least one label in a training case, then train.", True)
+        else:
+            self._controller.worker.submit(Job(_device_advice, on_result=self._show_advice))
+
+    def _show_advice(self, text: str) -> None:
+        if self.panel is not None:
+            self.panel.show_notice(text, bool(text))
+
+    def start(self, extra: list[str] | None = None) -> None:
+        """Start a detached run with the form's settings."""
+        if self._store is None or self.current is not None:
+            return
+        flags: list[str] = []
+        if self._form is not None:
+            for name, value in form_values(self._form).items():
+                flags += [f"--{name.replace('_', '-')}", str(value)]
+        try:
+            self._follow(TrainingRun.start(self._store, [*flags, *(extra or [])], parent=self))
+        except (OSError, UserError) as error:
+            self._controller.warn(f"Training could not be started: {error}")
+
+    def resume(self) -> None:
+        """Go on with the newest run that did not finish."""
+        if self._store is not None and self.current is None and (name := TrainingRun.resumable(self._store)):
+            self._follow(TrainingRun.start(self._store, [], resume=name, parent=self))
+
+    def stop(self) -> None:
+        if self.current is not None:
+            self.current.stop()
+            if self.panel is not None:
+                self.panel.show_stage("Stopping: a usable model is being saved …", 0, 0)
+
+    def _follow(self, run: TrainingRun) -> None:
+        self.current = run
+        self._before = self._after = None
+        self._failed = False
+        if self.panel is not None:
+            self.panel.show_run_begun()
+            self.panel.show_running(True, False, False)
+        run.event_arrived.connect(self._arrived)
+        run.ended.connect(self._ended)
+
+    def _arrived(self, event: Any) -> None:
+        panel = self.panel
+        match event:
+            case Started() if panel is not None:
+                panel.show_stage(f"Training on {event.device} …", 0, event.steps)
+            case Progress() if panel is not None:
+                left = "" if event.seconds_left is None else f", {_minutes(event.seconds_left)} left"
+                panel.show_stage(
+                    f"{event.stage.capitalize()}: {event.step} of {event.steps}{left}", event.step, event.steps
+                )
+                if event.stage == "training":
+                    for name, value in event.losses.items():
+                        panel.losses.add(name, event.step, value)
+            case Validation():
+                self._show_validation(event)
+            case Note(level="warning") if panel is not None:
+                panel.show_notice(event.text, True)
+            case Finished():
+                self.new_model = event.model
+            case Failed():
+                self._failed = True
+                self._controller.warn(f"Training ended: {event.text}")
+                if panel is not None:
+                    panel.show_stage(event.text, 0, 1)
+            case _:
+                pass
+
+    def _show_validation(self, event: Validation) -> None:
+        if event.step == 0:
+            self._before = event
+        else:
+            self._after = event
+        if self.panel is not None and event.step:
+            for kind in ("student", "text_mask", "merged"):
+                scores = list(getattr(event, kind).values())
+                if scores:
+                    self.panel.dice.add(kind.replace("_", " "), event.step, sum(scores) / len(scores))
+
+    def _ended(self) -> None:
+        self.current = None
+        if self.panel is not None and not self._failed:
+            self.panel.show_result(comparison(self._before, self._after), f"Saved the model {self.new_model}.")
+        self._controller._refresh_lists()
+        self.labels_changed()
+
+    def use_new_model(self) -> None:
+        """Choose the new model for prompting."""
+        self._controller.choose_model(self.new_model)
+        self._controller._refresh_lists()
+
+    def close(self) -> None:
+        """The window closes: stop following; the run goes on."""
+        if self.current is not None:
+            self.current.forget()
+
+
+def count_labels(store: LabelStore) -> tuple[tuple[int, int, int], list[str]]:
+    """(labelled, validation, unlabelled training cases), and a line per structure."""
+    splits = {case.case_id: case.split for case in store.cases()}
+    by_case = store.snapshot().by_case()
+    labelled = [case_id for case_id in by_case if splits[case_id] == "train"]
+    validation = [case_id for case_id in by_case if splits[case_id] == "val"]
+    unlabelled = sum(split == "train" for split in splits.values()) - len(labelled)
+    rows = []
+    for structure in store.structures():
+        kinds = [found[structure.name].kind for found in by_case.values() if structure.name in found]
+        absent = f", {kinds.count('absent')} absent" if "absent" in kinds else ""
+        rows.append(f"{structure.name}: {kinds.count('accepted')} accepted{absent}")
+    return (len(labelled), len(validation), unlabelled), rows
+
+
+def comparison(before: Validation | None, after: Validation | None) -> list[tuple[str, str, str]]:
+    """Rows (mask and structure, Dice before, Dice after); a dash where nothing was measured."""
+    if after is None:
+        return []
+    rows = []
+    for kind in ("text_mask", "student", "merged"):
+        for structure, dice in getattr(after, kind).items():
+            old = getattr(before, kind).get(structure) if before is not None else None
+            name = {"student": "prediction"}.get(kind, kind.replace("_", " "))
+            rows.append((f"{name}, {structure}", "–" if old is None else f"{old:.3f}", f"{dice:.3f}"))
+    return rows
+
+
+def _device_advice() -> Any:
+    """Yield what to say about the GPU: torch without CUDA beside an NVIDIA card is a common mistake."""
+    import shutil
+
+    import torch
+
+    cpu_only = shutil.which("nvidia-smi") is not None and not torch.cuda.is_available()
+    yield (
+        "An NVIDIA GPU was found, but torch is CPU-only. Mend it with: pip install --force-reinstall torch"
+        if cpu_only
+        else ""
+    )
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"

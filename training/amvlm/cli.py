@@ -1,0 +1,376 @@
+"""``amvlm`` and ``amvlm-train``: everything that the window does, without a screen."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from rich.console import Console
+from rich.table import Table
+
+from amvlm import __version__
+from amvlm.config import PretrainSettings, TrainSettings
+from amvlm.errors import UserError
+from amvlm.events import AnyEvent, Failed, Finished, Note, Progress, Started, Validation
+
+app = typer.Typer(
+    help="Label medical images with words. Research use only, not for diagnosis.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(stderr=True, highlight=False)
+Split = Literal["train", "val", "test"]
+StoreFolder = Annotated[Path, typer.Argument(help="the study's folder", show_default=False)]
+
+
+# -- flags from config.py -----------------------------------------------------------------------------------
+
+
+def _flat_fields(model: type[BaseModel]) -> Iterator[tuple[str, str, FieldInfo]]:
+    """(settings group or "", field name, field), nested settings flattened; a name that is taken gets its group's."""
+    seen: set[str] = set()
+    nested = []
+    for name, info in model.model_fields.items():
+        if inspect.isclass(info.annotation) and issubclass(info.annotation, BaseModel):
+            nested.append((name, info.annotation))
+        else:
+            seen.add(name)
+            yield "", name, info
+    for group, kind in nested:
+        for name, info in kind.model_fields.items():
+            yield group, name, info
+
+
+def with_settings(model: type[BaseModel]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add a flag for every field of a settings model, and hand the command the validated ``settings``."""
+    fields = {(f"{group}_{name}" if group and name in model.model_fields else name): (group, name, info)
+              for group, name, info in _flat_fields(model)}  # fmt: skip
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "settings"]
+        flags = [_flag(flag, info) for flag, (_, _, info) in fields.items()]
+
+        def run(**given: Any) -> None:
+            values: dict[str, Any] = {}
+            for flag, (group, name, _) in fields.items():
+                value = given.pop(flag)
+                if value is not None and value != []:
+                    (values.setdefault(group, {}) if group else values)[name] = value
+            command(**given, settings=_validated(model, values))
+
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        run.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def _flag(flag: str, info: FieldInfo) -> inspect.Parameter:
+    default = info.get_default(call_default_factory=True)
+    help_ = f"{info.title}{': ' + info.description if info.description else ''} [{_shown(default)}]"
+    kind: Any = info.annotation
+    if get_origin(kind) is tuple:
+        kind = list[get_args(kind)[0]]  # type: ignore[misc]
+    option = typer.Option(f"--{flag.replace('_', '-')}", help=help_, show_default=False)
+    return inspect.Parameter(
+        flag, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
+
+
+def _shown(default: Any) -> str:
+    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
+def _validated(model: type[BaseModel], values: dict[str, Any]) -> BaseModel:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "-".join(str(part) for part in first["loc"]).replace("_", "-")
+        raise UserError(f"--{name}: {first['msg']}", remedy="See --help for the range.") from error
+
+
+# -- commands -----------------------------------------------------------------------------------------------
+
+
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="a folder (MSD, LViT or plain) or one image", show_default=False)],
+    into: Annotated[Path, typer.Option("--into", help="the study; made if it is not there", show_default=False)],
+    masks: Annotated[
+        Literal["labels", "reference", "ignore"],
+        typer.Option(help="masks become accepted labels, or are only measured against"),
+    ] = "labels",
+    structure: Annotated[str, typer.Option(help="what masks without names outline")] = "",
+    split: Annotated[Literal["auto", "train", "val", "test"], typer.Option()] = "auto",
+    accept_fraction: Annotated[float, typer.Option(min=0, max=1, help="share of training masks to accept")] = 1.0,
+    seed: Annotated[int, typer.Option(help="chooses that share")] = 0,
+) -> None:
+    """Copy images, masks and captions into a study."""
+    from amvlm.exchange import import_study
+
+    with console.status("Importing …") as status:
+        report = import_study(
+            source, into, masks=masks, structure=structure, split=split, accept_fraction=accept_fraction, seed=seed,
+            progress=lambda done, total: status.update(f"Importing {done} of {total} …"),
+        )  # fmt: skip
+    for sentence in report.refused:
+        console.print(f"[yellow]refused[/] {sentence}", soft_wrap=True)
+    typer.echo(report.sentence())
+
+
+@app.command()
+@with_settings(PretrainSettings)
+def pretrain(
+    store: StoreFolder,
+    settings: PretrainSettings,
+    name: Annotated[str, typer.Option(help="the model's name")] = "",
+) -> None:
+    """Pre-train the vision-language model and the text mask generator on a study."""
+    from amvlm.learning import RunFolder
+    from amvlm.learning import pretrain as run_pretraining
+    from amvlm.store import LabelStore
+
+    opened = LabelStore(store)
+    run = RunFolder.new(opened.folder)
+    with run:
+        _follow(run_pretraining(opened, settings, run, name or f"base-{run.name}"), run)
+
+
+@app.command()
+@with_settings(TrainSettings)
+def train(
+    store: StoreFolder,
+    settings: TrainSettings,
+    model: Annotated[str, typer.Option(help="where the text side comes from [newest pre-trained, or bundled]")] = "",
+    name: Annotated[str, typer.Option(help="the new model's name")] = "",
+    run: Annotated[str, typer.Option(help="name of the run's folder; with --resume, the run to go on with")] = "",
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the run's newest checkpoint")] = False,
+) -> None:
+    """Train on accepted labels and on the rest of the study (the same as amvlm-train)."""
+    from amvlm.inference.catalogue import base_model
+    from amvlm.learning import RunFolder
+    from amvlm.learning import train as run_training
+    from amvlm.models import AmvlmModel
+    from amvlm.store import LabelStore
+
+    opened = LabelStore(store)
+    if resume and not (run and (opened.folder / "runs" / run).is_dir()):
+        raise UserError("there is no such run to resume", remedy="Name it: --run NAME --resume")
+    folder = RunFolder(opened.folder / "runs" / run) if run else RunFolder.new(opened.folder)
+    with folder:
+        if resume:
+            config = folder.read_config()
+            settings, name, model = TrainSettings(**config["settings"]), str(config["model"]), str(config["base"])
+        base = base_model(opened, model)
+        events = run_training(opened, AmvlmModel.load(base), settings, folder, name or f"model-{folder.name}", resume)
+        _follow(events, folder)
+
+
+@app.command()
+def segment(
+    volume: Annotated[Path, typer.Argument(help="the scan", show_default=False)],
+    prompt: Annotated[str, typer.Option(help="what to outline, in the patient's sides", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="the mask, .nii or .nii.gz", show_default=False)],
+    model: Annotated[str, typer.Option(help="a model folder")] = "bundled",
+    source: Annotated[Literal["text", "prediction", "merged"], typer.Option(help="which mask")] = "text",
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="probability from which a voxel belongs to it")] = 0.5,
+    volume_index: Annotated[int | None, typer.Option(help="which volume of a 4-D file, from 0")] = None,
+) -> None:
+    """Outline a structure in a scan; the mask lies on the scan's own grid."""
+    import numpy as np
+
+    from amvlm.imaging import Volume, read_volume, to_original, write_nifti
+    from amvlm.inference import Session, find_model
+    from amvlm.inference.evaluate import default_device
+    from amvlm.models import AmvlmModel
+
+    scan = read_volume(volume, volume_index)
+    session = Session(AmvlmModel.load(find_model(model)), scan, default_device())
+    for warning in session.warnings(prompt):
+        console.print(f"[yellow]note[/] {warning}", soft_wrap=True)
+    if source == "prediction" and session.prediction_of(prompt) is None:
+        raise UserError("this model makes no prediction for that structure", remedy="Use --source text.")
+    kind = {"text": "text mask", "prediction": "prediction", "merged": "merged"}[source]
+    probs = session.segment_volume(prompt)[kind]
+    mask = to_original((probs >= max(1, round(threshold * 255))).astype(np.uint8), scan)
+    write_nifti(output, Volume(np.ascontiguousarray(mask), scan.affine, scan.sides_known, scan.planar))
+    voxels = int(mask.sum())
+    typer.echo(f"{output.name}: {voxels:,} voxels, {voxels * scan.voxel_ml:.2f} ml")
+
+
+@app.command()
+def evaluate(
+    store: StoreFolder,
+    model: Annotated[str, typer.Option(help="a model of the study, a folder, or “bundled” [the newest]")] = "",
+    split: Annotated[Split, typer.Option(help="which cases")] = "test",
+    output: Annotated[Path | None, typer.Option("--json", help="also write the figures as JSON")] = None,
+) -> None:
+    """Measure a model: per-case mean Dice and IoU, and pooled Dice."""
+    from amvlm.inference import evaluate as run_evaluation
+    from amvlm.inference import find_model
+    from amvlm.models import AmvlmModel
+    from amvlm.store import LabelStore
+
+    opened = LabelStore(store)
+    loaded = AmvlmModel.load(find_model(model, opened))
+    with console.status("Evaluating …") as status:
+        found = run_evaluation(loaded, opened, split, lambda done, total: status.update(f"Case {done} of {total} …"))
+    if output is not None:
+        output.write_text(json.dumps(found.as_json(), indent=1), "utf-8")
+    table = Table(title=f"{found.model} on {split}: {len(found.case_ids)} cases (research use only)")
+    for column in ("mask", "structure", "cases", "mean Dice", "± sd", "mean IoU", "pooled Dice"):
+        table.add_column(column, justify="left" if column in ("mask", "structure") else "right")
+    for (kind, structure), summary in found.summaries().items():
+        counted = f"{summary.cases - summary.empty_truths}" + (
+            f" (+{summary.empty_truths} empty)" if summary.empty_truths else ""
+        )
+        figures = (summary.mean_dice, summary.sd_dice, summary.mean_iou, summary.pooled_dice)
+        table.add_row(kind, structure, counted, *(f"{figure:.3f}" for figure in figures))
+    Console(width=110).print(table)
+
+
+@app.command()
+def verify(store: StoreFolder) -> None:
+    """Re-hash every mask and image of a study and check its index."""
+    from amvlm.store import LabelStore
+    from amvlm.store import verify as run_verification
+
+    opened = LabelStore(store)
+    findings = list(run_verification(opened))
+    for finding in findings:
+        typer.echo(f"{finding.kind}: {finding.text}")
+    damage = sum(finding.kind == "damage" for finding in findings)
+    typer.echo(f"{len(opened.cases())} cases, {len(opened.snapshot().revisions)} labels, {damage} damaged.")
+    if damage:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    store: StoreFolder,
+    into: Annotated[Path, typer.Argument(help="a new folder", show_default=False)],
+) -> None:
+    """Write every accepted label as NIfTI."""
+    from amvlm.exchange import export_labels
+    from amvlm.store import LabelStore
+
+    typer.echo(f"{export_labels(LabelStore(store), into)} masks written.")
+
+
+@app.command()
+def demo(
+    seed: Annotated[int, typer.Option(help="of the training")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="training steps")] = 900,
+    output: Annotated[Path | None, typer.Option("--json", help="also write the table as JSON")] = None,
+) -> None:
+    """Run the whole loop on the bundled study, without a window."""
+    from amvlm.sample.demo import run_demo
+
+    run_demo(seed, steps, output)
+
+
+# -- running ------------------------------------------------------------------------------------------------
+
+
+def _follow(events: Iterator[AnyEvent], run: Any) -> None:
+    """Show a job's events and keep them in the run's file; the person's Ctrl-C asks for a usable end."""
+    sink = _TensorBoard(run.path)
+    try:
+        with console.status("Starting …") as status:
+            while True:
+                try:
+                    event = next(events)
+                except StopIteration:
+                    return
+                run.events.write(event)
+                sink.write(event)
+                _show(event, status)
+    except UserError as error:
+        run.events.write(Failed(text=str(error)))
+        raise
+    except KeyboardInterrupt:
+        run.ask_to_stop()
+        console.print("Stopping; a usable model is being saved …")
+        for event in events:
+            run.events.write(event)
+    finally:
+        sink.close()
+
+
+def _show(event: AnyEvent, status: Any) -> None:
+    match event:
+        case Progress():
+            left = "" if event.seconds_left is None else f", {_minutes(event.seconds_left)} left"
+            losses = "  ".join(f"{name} {value:.3f}" for name, value in event.losses.items())
+            status.update(f"{event.stage}: {event.step} of {event.steps}{left}  {losses}")
+        case Started():
+            console.print(
+                f"{event.job}: {event.labelled} labelled, {event.unlabelled} unlabelled, {event.validation} validation "
+                f"cases; {', '.join(event.structures)}; {event.steps} steps on {event.device} in {event.precision}"
+            )
+        case Note():
+            console.print(f"{'[yellow]warning[/] ' if event.level == 'warning' else ''}{event.text}", soft_wrap=True)
+        case Validation():
+            rows = [f"{kind.replace('_', ' ')} " + ", ".join(f"{d:.3f}" for d in getattr(event, kind).values())
+                    for kind in ("student", "text_mask", "merged")]  # fmt: skip
+            console.print(f"step {event.step}, validation Dice: {'; '.join(rows)}")
+        case Finished():
+            typer.echo(f"Saved the model {event.model} after {_minutes(event.seconds)}.")
+        case _:
+            pass
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"
+
+
+class _TensorBoard:
+    """Curves of a run, for those who like them there."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def write(self, event: AnyEvent) -> None:
+        if isinstance(event, Progress):
+            for name, value in event.losses.items():
+                self._writer.add_scalar(f"loss/{name}", value, event.step)
+        elif isinstance(event, Validation):
+            for kind in ("student", "text_mask", "merged"):
+                for structure, dice in getattr(event, kind).items():
+                    self._writer.add_scalar(f"dice/{kind}/{structure}", dice, event.step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of ``amvlm``: a sentence and exit code 2 for what a person can mend, never a traceback."""
+    try:
+        app(list(arguments) if arguments is not None else None, prog_name="amvlm", standalone_mode=arguments is None)
+    except UserError as error:
+        typer.echo(f"amvlm: {error}", err=True)
+        raise SystemExit(2) from None
+
+
+def train_main() -> None:
+    """Entry point of ``amvlm-train``, the same as ``amvlm train``."""
+    sys.argv = [sys.argv[0], "train", *sys.argv[1:]]
+    main()
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="show the version")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
