@@ -464,6 +464,7 @@ class Controller(QObject):
                 if not head.get("predicts"):
                     self._start = TEXT_MASK if self._start == "merged" else self._start
                 self._start_label_if_untouched()
+                self._show_where_found(prompt, head["axis"])
             self._measure_timer.start()
 
         if self.panel is not None:
@@ -474,6 +475,19 @@ class Controller(QObject):
                 on_result=arrived, on_end=ended, on_error=self._fail,
             )
         )  # fmt: skip
+
+    def _show_where_found(self, prompt: str, axis: int) -> None:
+        """Say plainly when nothing was found; go to the largest slice when this one is empty."""
+        layers = self.layers
+        if layers is None:
+            return
+        fullest = layers.fullest_slice(axis)
+        if fullest is None:
+            self._notice(
+                f"The text finds no “{prompt}” here. Lower the threshold, try other words, or choose Absent.", True
+            )
+        elif layers.is_empty_at(axis, self.visible_slice(axis)):
+            self.viewer.dims.set_current_step(2 - axis, layers.opened.ras.shape[axis] - 1 - fullest)
 
     def cancel(self) -> None:
         """End the jobs of the open scan; what is on screen stays."""

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from amvlm.imaging import to_display
 from napari_amvlm.engine import Mask, OpenCase
+from napari_amvlm.panels.prompt import MASK_COLOURS
 
 if TYPE_CHECKING:
     import napari
 
 TEXT_MASK, PREDICTION, LABEL = "Text mask", "Prediction", "Your label"
-COLOURS = {TEXT_MASK: "#2fb5d2", PREDICTION: "#f2a93b", LABEL: "#e0457b"}
+COLOURS = dict(zip((TEXT_MASK, PREDICTION, LABEL), MASK_COLOURS, strict=True))
 
 
 class CaseLayers:
@@ -52,7 +53,7 @@ class CaseLayers:
         for name, colour in COLOURS.items():
             image = Image(
                 shown, name=f"{self.opened.title} ({name.lower()})", scale=scale, contrast_limits=limits,
-                rgb=shown.ndim == 4, metadata=metadata,
+                rgb=shown.ndim == 4, metadata=metadata, interpolation2d="linear",
             )  # fmt: skip
             colours: dict[int | None, str] = {None: "transparent", 0: "transparent", 1: colour}
             mask = Labels(
@@ -107,9 +108,21 @@ class CaseLayers:
         grid.stride, grid.shape, grid.enabled = 2, (1, 3), on
         for image in self.images[1:]:
             image.visible = on
-        for mask in self.labels.values():
+        for name, mask in self.labels.items():
             mask.name_overlay.visible = on
+            mask.contour = 0 if on or name == LABEL else 1
         self._viewer.reset_view()
+
+    def fullest_slice(self, axis: int) -> int | None:
+        """The canonical slice with the largest text mask or prediction; None where both are empty."""
+        areas = sum(
+            np.moveaxis(self.masks[name], axis, 0).sum((1, 2), dtype=np.int64) for name in (TEXT_MASK, PREDICTION)
+        )
+        return int(np.argmax(areas)) if np.any(areas) else None
+
+    def is_empty_at(self, axis: int, index: int) -> bool:
+        """True when neither mask touches a canonical slice."""
+        return not any(np.moveaxis(self.masks[name], axis, 0)[index].any() for name in (TEXT_MASK, PREDICTION))
 
     def present(self) -> bool:
         """False once the person removed one of the layers."""

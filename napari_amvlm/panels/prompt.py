@@ -19,13 +19,13 @@ from qtpy.QtWidgets import (
     QPushButton,
     QScrollArea,
     QSizePolicy,
-    QToolButton,
     QVBoxLayout,
     QWidget,
 )
 from superqt import QLabeledDoubleSlider
 
 RESEARCH_ONLY = "Research use only, not for diagnosis."
+MASK_COLOURS = ("#2fb5d2", "#f2a93b", "#e0457b")
 STARTS = (("Merged mask", "merged"), ("Text mask", "Text mask"), ("Prediction", "Prediction"), ("Empty", "empty"))
 
 
@@ -44,6 +44,7 @@ class PromptEdit(QPlainTextEdit):
         )
         self.setFixedHeight(3 * self.fontMetrics().lineSpacing() + 10)
         self.setTabChangesFocus(True)
+        self.setStyleSheet("QPlainTextEdit { background: #1b1d23; border: 1px solid #5a626c; border-radius: 3px; }")
 
     def keyPressEvent(self, event: QKeyEvent) -> None:  # noqa: N802
         enter = event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter)
@@ -102,13 +103,16 @@ class PromptPanel(QScrollArea):
         layout = QVBoxLayout(body)
         layout.setSpacing(8)
         for part in (self._files(), self._hint(), self._study(), self._prompting(), self._masks(), self._judging()):
+            part.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Maximum)
             layout.addWidget(part)
         layout.addStretch()
         layout.addWidget(_small(RESEARCH_ONLY))
-        self.setWidget(body)
-        self.setMinimumWidth(330)
         for combo in body.findChildren(QComboBox):
             combo.installEventFilter(self)
+            combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+            combo.setMinimumContentsLength(8)
+        self.setWidget(body)
+        self.setMinimumWidth(max(340, body.minimumSizeHint().width() + 20))
         self.show_nothing_open()
 
     # -- building ---------------------------------------------------------------------------------------------
@@ -118,10 +122,8 @@ class PromptPanel(QScrollArea):
         layout = QHBoxLayout(row)
         layout.setContentsMargins(0, 0, 0, 0)
         scan = _button("Open scan…", "Look at one scan without a study", self.open_scan_requested)
-        study = QToolButton()
-        study.setText("Study")
+        study = QPushButton("Study")
         study.setToolTip("Open or make a study, add scans, export labels")
-        study.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
         menu = QMenu(study)
         menu.addAction("Open study…", self.open_study_requested.emit)
         menu.addAction("New study from a folder of scans…", self.new_study_requested.emit)
@@ -130,7 +132,6 @@ class PromptPanel(QScrollArea):
         menu.addSeparator()
         menu.addAction("Hippocampus sample", self.sample_requested.emit)
         study.setMenu(menu)
-        study.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Preferred)
         layout.addWidget(scan, 1)
         layout.addWidget(study, 1)
         return row
@@ -169,7 +170,6 @@ class PromptPanel(QScrollArea):
         row = QHBoxLayout()
         self.model = QComboBox()
         self.model.setToolTip("The model that reads the prompt and predicts")
-        self.model.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.model.activated.connect(lambda _: self.model_chosen.emit(self.model.currentText()))
         self._run = _button("Run", "Run the prompt (Enter)", self.prompt.submit)
         row.addWidget(QLabel("Model"))
@@ -196,10 +196,9 @@ class PromptPanel(QScrollArea):
         self.threshold.sliderReleased.connect(self.threshold_released)
         form.addRow("Threshold", self.threshold)
         self._measures = QLabel()
+        self._measures.setWordWrap(True)
         self._measures.setToolTip("Volumes and agreement (Dice) of the three masks over the whole scan")
-        form.addRow("Volume", self._measures)
-        self._agreement = QLabel()
-        form.addRow("Agreement", self._agreement)
+        form.addRow(self._measures)
         self.start = QComboBox()
         for text, source in STARTS:
             self.start.addItem(text, source)
@@ -227,7 +226,7 @@ class PromptPanel(QScrollArea):
         grid.addWidget(self.accept_button, 1, 0, 1, 3)
         absent = _button("Absent (N)", "The structure is not in this scan", self.absent_marked)
         skip = _button("Skip (K)", "Leave it unjudged and go on", self.skipped)
-        undo = _button("Undo label (U)", "Go back to the judgement before; nothing is deleted", self.label_undone)
+        undo = _button("Undo (U)", "Go back to the judgement before; nothing is deleted", self.label_undone)
         for column, button in enumerate((absent, skip, undo)):
             grid.addWidget(button, 2, column)
         return self._judge_box
@@ -305,8 +304,15 @@ class PromptPanel(QScrollArea):
 
     def show_measures(self, volumes_ml: tuple[float, float, float], text_prediction: float, label_text: float) -> None:
         """Volumes of text mask, prediction and label in ml, and two Dice (NaN is a dash)."""
-        self._measures.setText("text {:.2f} · prediction {:.2f} · label {:.2f} ml".format(*volumes_ml))
-        self._agreement.setText(f"text–prediction {_dice(text_prediction)} · label–text {_dice(label_text)}")
+        names = zip(("Text mask", "Prediction", "Your label"), MASK_COLOURS, volumes_ml, strict=True)
+        cells = "".join(
+            f"<td style='padding-right:14px'><span style='color:{colour}'>{name}</span><br><b>{ml:.2f}</b> ml</td>"
+            for name, colour, ml in names
+        )
+        self._measures.setText(
+            f"<table><tr>{cells}</tr></table>Dice: text–prediction <b>{_dice(text_prediction)}</b>, "
+            f"label–text <b>{_dice(label_text)}</b>"
+        )
 
     def show_state(self, text: str) -> None:
         self._state.setText(text)
