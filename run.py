@@ -137,7 +137,7 @@ def lint() -> int:
 
 def demo_model(*arguments: str) -> int:
     install("all,test")
-    return run("amvlm.sample.make_model", *arguments, windowed=False)
+    return run("amvlm.demo_model", *arguments, windowed=False)
 
 
 COMMANDS = {"demo": demo, "test": test, "lint": lint, "demo-model": demo_model}

@@ -402,6 +402,12 @@ class Controller(QObject):
     # -- prompting --------------------------------------------------------------------------------------------
 
     @property
+    def open_case_id(self) -> str:
+        """The id of the case on screen, or ""."""
+        case = self.layers.opened.case if self.layers is not None else None
+        return case.case_id if case is not None else ""
+
+    @property
     def _threshold(self) -> float:
         return float(self.panel.threshold.value()) if self.panel is not None else 0.5
 

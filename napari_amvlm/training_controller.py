@@ -82,16 +82,17 @@ class TrainingController(QObject):
         if self.panel is not None:
             self.panel.show_notice(text, bool(text))
 
-    def start(self, extra: list[str] | None = None) -> None:
+    def start(self) -> None:
         """Start a detached run with the form's settings."""
+        self.start_with(form_values(self._form) if self._form is not None else {}, [])
+
+    def start_with(self, values: dict[str, Any], extra: list[str]) -> None:
+        """Start a detached run with some settings and further flags."""
         if self._store is None or self.current is not None:
             return
-        flags: list[str] = []
-        if self._form is not None:
-            for name, value in form_values(self._form).items():
-                flags += [f"--{name.replace('_', '-')}", str(value)]
+        flags = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
         try:
-            self._follow(TrainingRun.start(self._store, [*flags, *(extra or [])], parent=self))
+            self._follow(TrainingRun.start(self._store, [*flags, *extra], parent=self))
         except (OSError, UserError) as error:
             self._controller.warn(f"Training could not be started: {error}")
 

@@ -344,5 +344,5 @@ def _small(text: str) -> QLabel:
 def _form(box: QWidget) -> QFormLayout:
     form = QFormLayout(box)
     form.setContentsMargins(0, 0, 0, 0)
-    form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.ExpandingFieldsGrow)
+    form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
     return form

@@ -273,7 +273,7 @@ def demo(
     output: Annotated[Path | None, typer.Option("--json", help="also write the table as JSON")] = None,
 ) -> None:
     """Run the whole loop on the bundled study, without a window."""
-    from amvlm.sample.demo import run_demo
+    from amvlm.demo import run_demo
 
     run_demo(seed, steps, output)
 

@@ -115,7 +115,7 @@ def import_study(
         case = Case(
             case_id, case_id, chosen, volume.modality or layout.modality,
             "image" if layout.laterality == "image" else "patient", sha256, f"images/{case_id}{suffix}",
-            volume.shape, np.float32(volume.affine).astype(np.float64), volume.sides_known, volume.planar,
+            volume.shape, rounded_affine(volume), volume.sides_known, volume.planar,
         )  # fmt: skip
         write_bytes_atomically(into / case.image_file, content)
         cases.append(case)
@@ -131,6 +131,11 @@ def import_study(
     _write_index(store, found, masks, accepted, layout, report)
     remember_names(store.store_id, names)
     return report
+
+
+def rounded_affine(volume: Volume) -> NDArray[np.float64]:
+    """The affine after the one rounding to float32 that NIfTI brings; masks and image share it."""
+    return volume.affine.astype(np.float32).astype(np.float64)
 
 
 def _write_index(
@@ -200,7 +205,7 @@ def _masks_of(item: Item, volume: Volume, layout: Layout, store: LabelStore) -> 
             remedy="Resample the mask onto its image, or draw it again.",
         )
     grid = Volume(volume.array if volume.array.ndim == 3 else volume.array[..., 0],
-                  np.float32(volume.affine).astype(np.float64), volume.sides_known, volume.planar)  # fmt: skip
+                  rounded_affine(volume), volume.sides_known, volume.planar)  # fmt: skip
     if not layout.values:
         (name,) = layout.structures
         return {name: store.masks.add((mask.array > 0).astype(np.uint8), grid)}

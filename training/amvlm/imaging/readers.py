@@ -11,6 +11,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
@@ -83,7 +84,7 @@ def _header_bytes(head: bytes, path: Path) -> int:
         shape = tuple(int(n) for n in header["dim"][1 : 1 + int(header["dim"][0])])
         itemsize = int(header.get_data_dtype().itemsize)
         offset = int(header["vox_offset"])
-    except (nibabel.spatialimages.HeaderDataError, ValueError, KeyError, IndexError, OverflowError) as error:
+    except (HeaderDataError, ValueError, KeyError, IndexError, OverflowError) as error:
         raise UserError("this is not a NIfTI image", file=path, remedy="Check what wrote the file.") from error
     if bytes(header["magic"])[:3] not in (b"n+1", b"n+2"):
         raise UserError("this is not a single-file NIfTI image", file=path, remedy="Check what wrote the file.")

@@ -57,10 +57,14 @@ def load_checkpoint(
     for part, network in networks.items():
         prefix = f"{part}."
         network.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimiser."):
             _, index, key = name.split(".", 2)
+            like = parameters[int(index)]
+            if tensor.shape == like.shape:  # in the parameter's own memory order, which fused kernels rely on
+                tensor = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
             moments.setdefault(int(index), {})[key] = tensor
     optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
     state = json.loads((found[-1] / "state.json").read_text("utf-8"))

@@ -67,7 +67,7 @@ class Networks:
         generator = build_generator(base.generator_settings, vlm, sum(foreground) / len(foreground))
         if base.card.kind == "pretrained":
             generator.load_state_dict(base.generator.state_dict())
-        generator.to(context.device)
+        generator.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         with torch.no_grad():
             embeddings = vlm.embed_text(table.texts)
         generator.fit_text(embeddings)

@@ -152,7 +152,7 @@ def _alignment_loss(
     settings: PretrainSettings,
 ) -> Tensor:
     with context.accelerator.autocast():
-        slab_embeddings = vlm.embed_image(image).unflatten(0, present.shape)
+        slab_embeddings = vlm.embed_image(image).reshape(*present.shape, -1)
         text = vlm.embed_text([item.caption for item in batch])
     similarity = bag_similarity(slab_embeddings, present.to(image.device), text, settings.temperature)
     positives = positives_of(batch, shared=settings.positives == "multi_positive")

@@ -15,7 +15,7 @@ from amvlm.config import LoopSettings
 
 def fastest_precision(network: nn.Module, size: int) -> str:
     """ "bf16" or "fp32", whichever runs a small training step faster on this CPU (about 200 ms)."""
-    network = network.to(memory_format=torch.channels_last)
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     image = torch.randn(8, 3, size, size).to(memory_format=torch.channels_last)
     best = {"fp32": math.inf, "bf16": math.inf}
     for round_ in range(4):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -78,7 +79,7 @@ class SliceBank:
         grid = SliceGrid.of(volume, self.size)
         planes = torch.from_numpy(IntensityScale.of(volume.array).apply(grid.stack(volume.array)))
         planes = planes.movedim(-1, 1) if planes.ndim == 4 else planes[:, None]
-        beside = self._path(case).with_suffix(f".{torch.randint(2**31, ()).item()}.part")
+        beside = self._path(case).with_suffix(f".{uuid.uuid4().hex}.part")
         with beside.open("wb") as stream:
             np.save(stream, grid.to_square(planes).numpy().astype(np.float16))
         beside.replace(self._path(case))

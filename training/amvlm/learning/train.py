@@ -78,7 +78,7 @@ def train(
     networks = Networks.fresh(base, settings, labelled, context, table)
     before = _before(context, base, held_out, study, table)
     if before:
-        yield Validation(step=0, **before)
+        yield validation_event(0, before)
     clock = Clock(settings.steps)
     yield from _loop(context, networks, table, labelled, held_out, settings, resume)
     model = networks.as_model(base, study, settings, name, before, len(labelled))
@@ -184,7 +184,12 @@ def _validate(
         networks.text_weights = fit_text_weights(found, len(context.study.names))
     dices = mean_dices(found, context.study.names, networks.text_weights)
     networks.keep_if_best(dices)
-    return Validation(step=step, **dices)
+    return validation_event(step, dices)
+
+
+def validation_event(step: int, dices: dict[str, dict[str, float]]) -> Validation:
+    """Mean Dice by kind of mask as an event."""
+    return Validation(step=step, student=dices["student"], text_mask=dices["text_mask"], merged=dices["merged"])
 
 
 def _before(

@@ -83,7 +83,8 @@ def _pretrained(name: str) -> tuple[EncoderRecipe, nn.Module]:
         model = AutoModel.from_pretrained(name, trust_remote_code=False, use_safetensors=True, **options)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"the encoder {Path(name).name!r} could not be loaded", remedy=_PICKLED) from error
-    return EncoderRecipe(config.model_type, config.to_diff_dict()), model
+    plain = {key: value for key, value in config.to_diff_dict().items() if key not in ("model_type", "dtype")}
+    return EncoderRecipe(config.model_type, plain), model
 
 
 def medical_tokenizer() -> Tokenizer:

@@ -32,7 +32,7 @@ def text_product(features: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
     """
     flat = features.flatten(2)
     product = torch.matmul(weights.to(flat.dtype), flat).float() + bias.float()[..., None]
-    return product.unflatten(2, features.shape[2:])
+    return product.reshape(*product.shape[:2], *features.shape[2:])
 
 
 class TextMaskGenerator(nn.Module):
@@ -156,8 +156,9 @@ class FrozenLinear(TextMaskGenerator):
     def observe(self, features: Tensor, text: Tensor, momentum: float = 0.01) -> None:
         """Let m and sd follow the similarities of a training batch: features (B, 2D, h, w), text (B, S, D)."""
         similarity = torch.einsum("bdhw,bsd->bshw", features[:, self.embedding_size :], text)
-        self.raw_mean.lerp_(similarity.mean(), momentum)
-        self.raw_sd.lerp_(similarity.std().clamp(min=1e-3), momentum)
+        # not in place: the step's earlier logits still need the old values for their gradients
+        self.raw_mean = self.raw_mean.lerp(similarity.mean(), momentum)
+        self.raw_sd = self.raw_sd.lerp(similarity.std().clamp(min=1e-3), momentum)
 
 
 def build_generator(settings: GeneratorSettings, vlm: VisionLanguageModel, prior: float) -> TextMaskGenerator:

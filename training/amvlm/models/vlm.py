@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
@@ -46,9 +48,11 @@ class VisionLanguageModel(nn.Module):
         else:
             self.image_recipe, self.image_encoder = image, image.build()
             self.text_recipe, self.text_encoder, self.tokenizer = text, text.build(), tokenizer
-        image_width, text_width = self.image_encoder.config.hidden_size, self.text_encoder.config.hidden_size
-        self.image_width = int(image_width)
-        self.longest_text = int(getattr(self.text_encoder.config, "max_position_embeddings", 512))
+        image_config: Any = self.image_encoder.config
+        text_config: Any = self.text_encoder.config
+        image_width, text_width = int(image_config.hidden_size), int(text_config.hidden_size)
+        self.image_width, self.patch = image_width, int(image_config.patch_size)
+        self.longest_text = int(getattr(text_config, "max_position_embeddings", 512))
         self.image_head = _head(image_width, settings.embedding_size)
         self.patch_head = _head(image_width, settings.embedding_size)
         self.text_head = _head(text_width, settings.embedding_size)
@@ -66,10 +70,9 @@ class VisionLanguageModel(nn.Module):
         patch_tokens : Tensor, (B, width, rows, columns)
         """
         tokens = self.image_encoder(pixel_values=image, interpolate_pos_encoding=True).last_hidden_state
-        patch = self.image_encoder.config.patch_size
-        rows, columns = image.shape[-2] // patch, image.shape[-1] // patch
-        patches = tokens[:, -rows * columns :].transpose(1, 2).unflatten(2, (rows, columns))
-        return tokens[:, 0], patches
+        rows, columns = image.shape[-2] // self.patch, image.shape[-1] // self.patch
+        patches = tokens[:, -rows * columns :].transpose(1, 2)
+        return tokens[:, 0], patches.reshape(*patches.shape[:2], rows, columns)
 
     def embed_image(self, image: Tensor) -> Tensor:
         """Global image embedding, (B, D), L2-normalised, float32."""

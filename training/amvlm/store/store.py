@@ -427,7 +427,11 @@ def _revision(row: tuple[Any, ...]) -> Revision:
 def _case(row: tuple[Any, ...]) -> Case:
     shape = json.loads(row[7])
     affine = np.array(json.loads(row[8]), dtype=np.float64)
-    return Case(*row[:7], (shape[0], shape[1], shape[2]), affine, bool(row[9]), bool(row[10]))
+    case_id, group, split, modality, laterality, image_sha256, image_file = row[:7]
+    size = (int(shape[0]), int(shape[1]), int(shape[2]))
+    return Case(
+        case_id, group, split, modality, laterality, image_sha256, image_file, size, affine, bool(row[9]), bool(row[10])
+    )
 
 
 def _case_row(case: Case) -> tuple[Any, ...]:

@@ -1,0 +1,51 @@
+"""Small studies and models for the library's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from amvlm.config import EncoderSettings, GeneratorSettings, StudentSettings
+from amvlm.models import AmvlmModel, KnownStructure, ModelCard, VisionLanguageModel, build_generator, build_student
+from amvlm.sample import copy_sample_study
+from amvlm.store import LabelStore
+
+
+def _build_model(
+    form: str = "film_unet", size: int = 32, names: tuple[str, ...] = ("anterior hippocampus",)
+) -> AmvlmModel:
+    """An untrained model of the smallest size."""
+    vlm = VisionLanguageModel(EncoderSettings(image_size=size))
+    generator = GeneratorSettings(form=form, channels=(8, 16), features=8)
+    student = StudentSettings(channels=(8, 16))
+    card = ModelCard(name="x", kind="trained", structures=tuple(KnownStructure(name=name) for name in names))
+    model = AmvlmModel(
+        vlm, build_generator(generator, vlm, 0.05), generator, build_student(student, len(names)), student, card
+    )
+    return model.eval()
+
+
+@pytest.fixture
+def build_model() -> Callable[..., AmvlmModel]:
+    """Make an untrained model: ``build_model(form, size, names)``."""
+    return _build_model
+
+
+@pytest.fixture(scope="session")
+def _sample_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sample") / "study"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("names")))
+        copy_sample_study(folder)
+    return folder
+
+
+@pytest.fixture
+def sample_store(_sample_template: Path, tmp_path: Path) -> LabelStore:
+    """A fresh copy of the sample study, the start set accepted."""
+    import shutil
+
+    shutil.copytree(_sample_template, tmp_path / "study")
+    return LabelStore(tmp_path / "study")

@@ -1,0 +1,116 @@
+"""``amvlm demo``: the whole loop on the bundled study, and the table that both demos print."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from amvlm.config import TrainSettings
+from amvlm.events import Progress, Validation
+from amvlm.inference.catalogue import bundled_model_folder
+from amvlm.inference.evaluate import KINDS, Evaluation, evaluate
+from amvlm.inference.session import Session
+from amvlm.learning.train import train
+from amvlm.models import AmvlmModel
+from amvlm.sample.study import copy_sample_study
+from amvlm.store import LabelStore
+from amvlm.store.runs import RunFolder
+
+TRAINING_CASES, MODEL_NAME = 8, "corrected"
+
+
+def cases_to_correct(store: LabelStore) -> list[str]:
+    """The first cases of the pool and all validation cases: what the simulated clinician judges.
+
+    The start set is labelled already; test cases are neither judged nor trained on.
+    """
+    judged = {revision.case_id for revision in store.snapshot().revisions}
+    pool = [case.case_id for case in store.cases("train") if case.case_id not in judged]
+    return pool[:TRAINING_CASES] + [case.case_id for case in store.cases("val")]
+
+
+def training_settings(seed: int, steps: int) -> TrainSettings:
+    """The demo's training; everything else is the default."""
+    return TrainSettings(steps=steps, seed=seed, validate_every=max(1, steps // 4), checkpoint_every=max(1, steps // 2))
+
+
+def comparison(before: Evaluation, after: Evaluation) -> list[dict[str, object]]:
+    """Rows of mask, structure, mean Dice before and after, and in how many cases it rose."""
+    rows: list[dict[str, object]] = []
+    for kind in KINDS:
+        for (found, structure), overlaps in before.overlaps.items():
+            if found != kind:
+                continue
+            old = np.array([overlap.dice for overlap in overlaps])
+            new = np.array([overlap.dice for overlap in after.overlaps[kind, structure]])
+            rows.append(
+                {
+                    "mask": kind, "structure": structure,
+                    "before": float(np.nanmean(old)), "after": float(np.nanmean(new)),
+                    "better": int((new > old).sum()), "cases": len(old),
+                }
+            )  # fmt: skip
+    mean = {key: float(np.mean([float(str(row[key])) for row in rows])) for key in ("before", "after")}
+    total = {key: sum(int(str(row[key])) for row in rows) for key in ("better", "cases")}
+    return [*rows, {"mask": "mean", "structure": "", **mean, **total}]
+
+
+def print_comparison(rows: list[dict[str, object]]) -> None:
+    """The demo's table, on standard output."""
+    table = Table(title="Dice on cases that no training saw, before and after the accepted corrections", min_width=86)
+    for column in ("mask", "structure"):
+        table.add_column(column)
+    for column in ("before", "after", "change", "cases improved"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        before, after = float(str(row["before"])), float(str(row["after"]))
+        table.add_row(
+            str(row["mask"]), str(row["structure"]), f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}",
+            f"{row['better']} of {row['cases']}", style="bold" if row["mask"] == "mean" else "",
+        )  # fmt: skip
+    Console(width=100).print(table, "Research use only, not for diagnosis.", sep="\n")
+
+
+def run_demo(seed: int, steps: int, output: Path | None) -> None:
+    """Prompt, correct, accept, train and measure, without a window."""
+    console = Console(stderr=True, highlight=False)
+    with tempfile.TemporaryDirectory() as temporary, console.status("Copying the sample study …") as status:
+        store = copy_sample_study(Path(temporary) / "study")
+        base = AmvlmModel.load(bundled_model_folder())
+        before = evaluate(base, store, "test")
+        references = store.references()
+        todo = cases_to_correct(store)
+        for done, case_id in enumerate(todo):
+            status.update(f"Correcting case {done + 1} of {len(todo)} …")
+            session = Session(base, store.read_image(store.case(case_id)))
+            for structure in store.structures():
+                started_from = session.segment_volume(structure.prompt)["merged"] > 127
+                truth = store.masks.read(references[case_id, structure.name])
+                edited = int((started_from != _canonical(truth.array, session)).sum())
+                store.accept(
+                    case_id, structure.name, truth.array, prompt=structure.prompt, source="merged",
+                    model_fingerprint=base.fingerprint, edited_voxels=edited,
+                )  # fmt: skip
+        run = RunFolder.new(store.folder)
+        with run:
+            for event in train(store, base, training_settings(seed, steps), run, MODEL_NAME):
+                if isinstance(event, Progress):
+                    status.update(f"{event.stage}: {event.step} of {event.steps}, {event.seconds_left or 0:.0f} s left")
+                elif isinstance(event, Validation):
+                    console.print(f"step {event.step}: validation Dice of the prediction {event.student}")
+        status.update("Measuring …")
+        rows = comparison(before, evaluate(AmvlmModel.load(store.folder / "models" / MODEL_NAME), store, "test"))
+    print_comparison(rows)
+    if output is not None:
+        output.write_text(json.dumps({"seed": seed, "steps": steps, "rows": rows}, indent=1), "utf-8")
+
+
+def _canonical(mask: np.ndarray, session: Session) -> np.ndarray:
+    from amvlm.imaging import canonical_mask
+
+    return canonical_mask(mask, session.volume)
