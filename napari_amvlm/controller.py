@@ -49,7 +49,7 @@ class Controller(QObject):
 
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
         super().__init__()
-        self.viewer = viewer
+        self._viewer = weakref.ref(viewer)  # the viewer owns us, not the other way round
         self.worker = Worker()
         self.engine = Engine()
         self.store: LabelStore | None = None
@@ -71,6 +71,14 @@ class Controller(QObject):
         if window is not None:
             window.destroyed.connect(self.close)
             window.installEventFilter(self)
+
+    @property
+    def viewer(self) -> napari.viewer.Viewer:
+        """The viewer that this controller belongs to."""
+        viewer = self._viewer()
+        if viewer is None:
+            raise RuntimeError("the viewer is gone")
+        return viewer
 
     def _timer(self, interval: int, call: Callable[[], None], single: bool = False) -> QTimer:
         timer = QTimer(self)
@@ -96,8 +104,15 @@ class Controller(QObject):
     def eventFilter(self, watched: Any, event: Any) -> bool:  # noqa: N802
         """Closing the window ends what runs for it within two seconds."""
         if event.type() == event.Type.Close and event.isAccepted():
-            QTimer.singleShot(0, lambda: self.close() if not watched.isVisible() else None)
+            QTimer.singleShot(0, self._close_with_window)
         return False
+
+    def _close_with_window(self) -> None:
+        """After the window had its say: it may have refused to close."""
+        viewer = self._viewer()
+        window = getattr(viewer.window, "_qt_window", None) if viewer is not None else None
+        if window is None or not window.isVisible():
+            self.close()
 
     def close(self) -> None:
         """Save unsaved work, end the worker; a training run goes on."""
@@ -108,6 +123,8 @@ class Controller(QObject):
         self.training.close()
         self._save_draft_now()
         self.worker.close()
+        self.engine.close()
+        self.layers = self.panel = None
 
     # -- panels -----------------------------------------------------------------------------------------------
 
@@ -450,6 +467,7 @@ class Controller(QObject):
                 return
             if isinstance(result, tuple):
                 warnings, head["axis"], head["predicts"], head["fingerprint"] = result
+                head["warnings"] = warnings
                 self._notice(" ".join(warnings), bool(warnings))
                 return
             found = {TEXT_MASK: result.text_mask, PREDICTION: result.prediction, "merged": result.merged}
@@ -470,7 +488,7 @@ class Controller(QObject):
                 if not head.get("predicts"):
                     self._start = TEXT_MASK if self._start == "merged" else self._start
                 self._start_label_if_untouched()
-                self._show_where_found(prompt, head["axis"])
+                self._show_where_found(prompt, head["axis"], head["warnings"])
             self._measure_timer.start()
 
         if self.panel is not None:
@@ -482,16 +500,15 @@ class Controller(QObject):
             )
         )  # fmt: skip
 
-    def _show_where_found(self, prompt: str, axis: int) -> None:
+    def _show_where_found(self, prompt: str, axis: int, warnings: list[str]) -> None:
         """Say plainly when nothing was found; go to the largest slice when this one is empty."""
         layers = self.layers
         if layers is None:
             return
         fullest = layers.fullest_slice(axis)
         if fullest is None:
-            self._notice(
-                f"The text finds no “{prompt}” here. Lower the threshold, try other words, or choose Absent.", True
-            )
+            nothing = f"The text finds no “{prompt}” here. Lower the threshold, try other words, or choose Absent."
+            self._notice(" ".join([*warnings, nothing]), True)
         elif layers.is_empty_at(axis, self.visible_slice(axis)):
             self.viewer.dims.set_current_step(2 - axis, layers.opened.ras.shape[axis] - 1 - fullest)
 

@@ -6,6 +6,7 @@ radiological and painting reaches the array that is saved.
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from napari_amvlm.panels.prompt import MASK_COLOURS
 if TYPE_CHECKING:
     import napari
 
+PLACEHOLDER = "amvlm_placeholder"
 TEXT_MASK, PREDICTION, LABEL = "Text mask", "Prediction", "Your label"
 COLOURS = dict(zip((TEXT_MASK, PREDICTION, LABEL), MASK_COLOURS, strict=True))
 
@@ -34,7 +36,7 @@ class CaseLayers:
     """
 
     def __init__(self, viewer: napari.viewer.Viewer, opened: OpenCase) -> None:
-        self._viewer = viewer
+        self._viewer_ref = weakref.ref(viewer)
         self.opened = opened
         shape = opened.ras.shape[:3]
         self.probs: dict[str, Mask] = {name: np.zeros(shape, np.uint8) for name in (TEXT_MASK, PREDICTION, "merged")}
@@ -45,7 +47,16 @@ class CaseLayers:
         self.labels: dict[str, Labels] = {}
         self._add()
 
+    @property
+    def _viewer(self) -> napari.viewer.Viewer:
+        viewer = self._viewer_ref()
+        if viewer is None:
+            raise RuntimeError("the viewer is gone")
+        return viewer
+
     def _add(self) -> None:
+        for layer in [layer for layer in self._viewer.layers if layer.metadata.get(PLACEHOLDER)]:
+            self._viewer.layers.remove(layer)
         scale = self.opened.spacing_mm[::-1]
         shown = to_display(self.opened.ras)
         limits = _contrast_limits(self.opened.ras)

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from napari_amvlm.layers import PLACEHOLDER
+
 
 def open_sample() -> list[tuple[Any, dict[str, Any], str]]:
-    """Open the hippocampus study in the current viewer; the controller adds the layers itself."""
+    """Open the hippocampus study in the current viewer.
+
+    The scan returned is what napari shows until the controller has put its own layers in that scan's place.
+    """
     import napari
 
+    from amvlm.sample.study import first_scan
+    from napari_amvlm.reader import read
+
+    ((array, options, kind),) = read(str(first_scan()))
+    options["metadata"][PLACEHOLDER] = True
     viewer = napari.current_viewer()
-    if viewer is None:
-        return []
-    _, widget = viewer.window.add_plugin_dock_widget("napari-amvlm", "Segment with text")
-    widget.controller.open_sample()
-    return []
+    if viewer is not None:
+        _, widget = viewer.window.add_plugin_dock_widget("napari-amvlm", "Segment with text")
+        widget.controller.open_sample()
+    return [(array, options, kind)]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pyqtgraph
 from qtpy.QtCore import Qt, Signal
+from qtpy.QtGui import QFont
 from qtpy.QtWidgets import (
+    QComboBox,
     QFrame,
     QHBoxLayout,
     QHeaderView,
@@ -24,18 +26,19 @@ COLOURS = ("#2fb5d2", "#f2a93b", "#e0457b", "#7bc96f", "#b48ead", "#d0d0d0")
 class Curves(pyqtgraph.PlotWidget):
     """Named curves over steps, a legend, and nothing to click away."""
 
-    def __init__(self, title: str, y_range: tuple[float, float] | None = None) -> None:
+    def __init__(self, title: str) -> None:
         super().__init__(background=None)
         self.setTitle(title, size="10pt")
-        self.setLabel("bottom", "step")
         self.addLegend(offset=(-8, 8), labelTextSize="8pt")
         self.setMouseEnabled(False, False)
         self.hideButtons()
         self.setMenuEnabled(False)
         self.showGrid(y=True, alpha=0.2)
-        self.setMinimumHeight(170)
-        if y_range is not None:
-            self.setYRange(*y_range)
+        self.setFixedHeight(185)
+        self.setMinimumWidth(200)
+        for axis in ("left", "bottom"):
+            self.getAxis(axis).setStyle(tickFont=QFont("Sans", 7))
+        self.setLabel("bottom", "")
         self._points: dict[str, tuple[list[float], list[float]]] = {}
         self._curves: dict[str, pyqtgraph.PlotDataItem] = {}
 
@@ -46,7 +49,7 @@ class Curves(pyqtgraph.PlotWidget):
         ys.append(value)
         if name not in self._curves:
             colour = COLOURS[len(self._curves) % len(COLOURS)]
-            self._curves[name] = self.plot(pen=pyqtgraph.mkPen(colour, width=2), name=name, symbol="o", symbolSize=4,
+            self._curves[name] = self.plot(pen=pyqtgraph.mkPen(colour, width=2), name=name, symbol="o", symbolSize=3,
                                            symbolBrush=colour, symbolPen=None)  # fmt: skip
         self._curves[name].setData(xs, ys)
 
@@ -89,10 +92,6 @@ class TrainPanel(QScrollArea):
         self._layout.addWidget(self.progress)
         self._stage = _wrapped()
         self._layout.addWidget(self._stage)
-        self.losses = Curves("Losses")
-        self.dice = Curves("Dice on validation cases", (0.0, 1.0))
-        self._layout.addWidget(self.losses)
-        self._layout.addWidget(self.dice)
         self.table = QTableWidget(0, 3)
         self.table.setHorizontalHeaderLabels(["Validation Dice", "before", "after"])
         header = self.table.horizontalHeader()
@@ -103,12 +102,16 @@ class TrainPanel(QScrollArea):
         self._layout.addWidget(self.table)
         self.use = _button("Use the new model", "Choose it in Segment with text", self.use_model_requested)
         self._layout.addWidget(self.use)
+        self.losses = Curves("Losses by step")
+        self.dice = Curves("Dice on validation cases by step")
+        self._layout.addWidget(self.losses)
+        self._layout.addWidget(self.dice)
         self._layout.addStretch()
         research = _wrapped("Research use only, not for diagnosis.")
         research.setStyleSheet("QLabel { color: #9aa0a6; }")
         self._layout.addWidget(research)
         self.setWidget(body)
-        self.setMinimumWidth(330)
+        self.setMinimumWidth(380)
         self.show_no_study()
 
     def set_form(self, form: QWidget) -> None:
@@ -116,6 +119,12 @@ class TrainPanel(QScrollArea):
         self._layout.replaceWidget(self._form, form)
         self._form.deleteLater()
         self._form = form
+        form.setMinimumWidth(0)
+        for combo in form.findChildren(QComboBox):
+            combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        body = self.widget()
+        if body is not None:
+            self.setMinimumWidth(max(380, body.minimumSizeHint().width() + 30))
 
     def show_no_study(self) -> None:
         self._counts.setText("Open a study first: Plugins ▸ AMVLM ▸ Segment with text.")

@@ -35,6 +35,11 @@ def sample_splits() -> dict[str, Split]:
     return splits
 
 
+def first_scan() -> Path:
+    """A bundled scan to look at."""
+    return _FOLDER / "study" / "imagesTr" / _image(_roles()["pool"][0])
+
+
 def bundled_model_folder() -> Path:
     """The folder of the bundled model."""
     return _FOLDER / "model"

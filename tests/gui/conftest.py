@@ -1,0 +1,72 @@
+"""A viewer with the panel open on a copy of the sample study."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from amvlm.sample import copy_sample_study
+from napari_amvlm.controller import Controller
+from napari_amvlm.widgets import SegmentWithText, Train
+
+WAIT_MS = 60_000
+
+
+@pytest.fixture(scope="session")
+def sample_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sample") / "study"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("names")))
+        copy_sample_study(folder)
+    return folder
+
+
+@pytest.fixture
+def study(sample_template: Path, tmp_path: Path) -> Path:
+    shutil.copytree(sample_template, tmp_path / "study")
+    return tmp_path / "study"
+
+
+class Window:
+    """A viewer, its panels and its controller, with waiting."""
+
+    def __init__(self, viewer: Any, qtbot: Any) -> None:
+        self.viewer, self.qtbot = viewer, qtbot
+        self.prompt = SegmentWithText(viewer)
+        self.train = Train(viewer)
+        viewer.window.add_dock_widget(self.prompt, name="Segment with text")
+        viewer.window.add_dock_widget(self.train, name="Train", tabify=True)
+        self.controller: Controller = self.prompt.controller
+
+    def wait(self, condition: Callable[[], bool]) -> None:
+        self.qtbot.waitUntil(condition, timeout=WAIT_MS)
+
+    def idle(self) -> None:
+        self.wait(lambda: not self.controller.worker.busy)
+
+    def open(self, study: Path, case_id: str = "") -> None:
+        self.controller.open_study(study)
+        self.wait(lambda: self.controller.layers is not None and not self.controller.worker.busy)
+        if case_id and self.controller.open_case_id != case_id:
+            self.controller.open_case(case_id)
+            self.wait(lambda: self.controller.open_case_id == case_id and not self.controller.worker.busy)
+
+    def run(self, text: str = "anterior hippocampus") -> None:
+        self.prompt.prompt.setPlainText(text)
+        self.prompt.prompt.submit()
+        self.idle()
+
+    @property
+    def notice(self) -> str:
+        return str(self.prompt._notice.text())
+
+
+@pytest.fixture
+def window(make_napari_viewer: Callable[..., Any], qtbot: Any) -> Iterator[Window]:
+    opened = Window(make_napari_viewer(), qtbot)
+    yield opened
+    opened.controller.close()
