@@ -443,6 +443,9 @@ class Controller(QObject):
         if self.layers is None:
             self._notice("Open a scan first.", True)
             return
+        if not self.layers.present():
+            self._notice("Layers of this scan were removed. Open it again to go on.", True)
+            return
         if self.model is None:
             self._notice("There is no model yet. Make one with: amvlm pretrain STUDY, then amvlm train STUDY", True)
             return

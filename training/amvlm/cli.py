@@ -188,11 +188,12 @@ def segment(
     """Outline a structure in a scan; the mask lies on the scan's own grid."""
     import numpy as np
 
-    from amvlm.imaging import Volume, read_volume, to_original, write_nifti
+    from amvlm.imaging import Volume, check_nifti_target, read_volume, to_original, write_nifti
     from amvlm.inference import Session, find_model
     from amvlm.inference.evaluate import default_device
     from amvlm.models import AmvlmModel
 
+    check_nifti_target(output)
     scan = read_volume(volume, volume_index)
     session = Session(AmvlmModel.load(find_model(model)), scan, default_device())
     for warning in session.warnings(prompt):

@@ -57,11 +57,16 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
             os.close(folder)
 
 
-def write_nifti(path: Path, volume: Volume) -> None:
-    """Write ``.nii`` or ``.nii.gz`` atomically; gzip without a time stamp, so equal volumes give equal files."""
+def check_nifti_target(path: Path) -> None:
+    """Refuse a target that :func:`write_nifti` cannot write, before the work is done."""
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         raise UserError("the output must end in .nii or .nii.gz", file=path, remedy="Choose another file name.")
     if not path.parent.is_dir():
         raise UserError("its folder does not exist", file=path, remedy="Create the folder first.")
+
+
+def write_nifti(path: Path, volume: Volume) -> None:
+    """Write ``.nii`` or ``.nii.gz`` atomically; gzip without a time stamp, so equal volumes give equal files."""
+    check_nifti_target(path)
     content = nifti_bytes(volume)
     write_bytes_atomically(path, gzip.compress(content, 6, mtime=0) if path.name.lower().endswith(".gz") else content)

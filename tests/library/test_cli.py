@@ -1,0 +1,157 @@
+"""The command line: every job, and every mistake as one sentence with exit code 2."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from nibabel.orientations import apply_orientation, inv_ornt_aff
+
+from amvlm.cli import main
+from amvlm.imaging import Volume, read_volume, write_nifti
+from amvlm.sample.study import first_scan
+from amvlm.store import LabelStore
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as raised:
+        main(arguments)
+    assert raised.value.code == 2
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    last = str(captured.err.strip().splitlines()[-1])
+    assert last.startswith("amvlm: ")
+    return last
+
+
+def test_segment_writes_a_mask_on_the_scans_own_grid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "mask.nii.gz"
+    main(["segment", str(first_scan()), "--prompt", "anterior hippocampus", "-o", str(output)])
+    mask, scan = nibabel.load(output), nibabel.load(first_scan())
+    assert mask.shape == scan.shape
+    assert np.allclose(mask.affine, scan.affine)
+    assert mask.get_data_dtype() == np.uint8
+    assert 500 < np.asarray(mask.dataobj).sum() < 5000
+    assert "ml" in capsys.readouterr().out
+
+
+def test_sources_differ_and_the_threshold_counts(tmp_path: Path) -> None:
+    sizes = {}
+    for name, flags in {
+        "text": [], "prediction": ["--source", "prediction"], "strict": ["--threshold", "0.95"],
+    }.items():  # fmt: skip
+        output = tmp_path / f"{name}.nii.gz"
+        main(["segment", str(first_scan()), "--prompt", "posterior hippocampus", "-o", str(output), *flags])
+        sizes[name] = int(np.asarray(nibabel.load(output).dataobj).sum())
+    assert sizes["strict"] < sizes["text"] != sizes["prediction"]
+
+
+def test_48_orders_one_mask_in_world_space(tmp_path: Path) -> None:
+    scan = read_volume(first_scan())
+    wanted: set[tuple[int, ...]] = set()
+    flips = list(itertools.product((1, -1), repeat=3))
+    for number, axes in enumerate(itertools.permutations(range(3))):  # six orders, each with another flip
+        orientation = np.array(list(zip(axes, flips[number], strict=True)))
+        other = Volume(apply_orientation(scan.array, orientation), scan.affine @ inv_ornt_aff(orientation, scan.shape))
+        write_nifti(tmp_path / "scan.nii.gz", other)
+        main(
+            [
+                "segment",
+                str(tmp_path / "scan.nii.gz"),
+                "--prompt",
+                "anterior hippocampus",
+                "-o",
+                str(tmp_path / "m.nii.gz"),
+            ]
+        )
+        mask = read_volume(tmp_path / "m.nii.gz")
+        assert mask.same_grid(other)
+        voxels = np.argwhere(mask.array)
+        world = voxels @ mask.affine[:3, :3].T + mask.affine[:3, 3]
+        found = {tuple(row) for row in np.round(world).astype(int).tolist()}
+        assert len(found) == len(voxels)
+        wanted = wanted or found
+        assert found == wanted
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["segment", "nowhere.nii.gz", "--prompt", "x", "-o", "m.nii.gz"], "nowhere.nii.gz: there is no such file"),
+        (["segment", "SCAN", "--prompt", "  ", "-o", "m.nii.gz"], "the prompt is empty"),
+        (["segment", "SCAN", "--prompt", "a" * 5000, "-o", "m.nii.gz"], "5,000 characters"),
+        (["segment", "SCAN", "--prompt", "x", "-o", "m.jpg"], "must end in .nii"),
+        (["segment", "SCAN", "--prompt", "x", "-o", "no/such/m.nii.gz"], "folder does not exist"),
+        (["segment", "SCAN", "--prompt", "liver", "--source", "prediction", "-o", "m.nii.gz"], "makes no prediction"),
+        (["segment", "SCAN", "--prompt", "x", "--model", "nothing", "-o", "m.nii.gz"], "there is no model"),
+        (["train", "nowhere"], "not a study"),
+        (["pretrain", "nowhere"], "not a study"),
+        (["evaluate", "nowhere"], "not a study"),
+        (["verify", "nowhere"], "not a study"),
+        (["import", "nowhere", "--into", "study"], "no such folder"),
+        (["train", "STUDY", "--steps", "0"], "--steps"),
+        (["train", "STUDY", "--mode", "image_only", "--captions", "shuffled"], "text_guided"),
+        (["train", "STUDY", "--resume"], "no such run"),
+        (["train", "STUDY"], "no training case is labelled"),
+        (["evaluate", "STUDY"], "expert mask"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    LabelStore.create(tmp_path / "study")
+    named = {"SCAN": str(first_scan()), "STUDY": str(tmp_path / "study")}
+    assert words in refused([named.get(argument, argument) for argument in arguments], capsys)
+
+
+def test_verify_counts_and_finds_damage(sample_store: LabelStore, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["verify", str(sample_store.folder)])
+    assert "40 cases, 10 labels, 0 damaged" in capsys.readouterr().out
+    path = sample_store.folder / sample_store.cases()[0].image_file
+    path.write_bytes(path.read_bytes()[:-1])
+    assert subprocess.call([sys.executable, "-m", "amvlm", "verify", str(sample_store.folder)]) == 1
+
+
+def test_train_and_evaluate_from_the_command_line(sample_store: LabelStore, tmp_path: Path) -> None:
+    study = str(sample_store.folder)
+    small = ["--steps", "3", "--batch-size", "2", "--precision", "fp32", "--device", "cpu"]
+    main(["train", study, "--name", "tiny", *small, "--channels", "8", "--channels", "16"])
+    main(["evaluate", study, "--model", "tiny", "--split", "val", "--json", str(tmp_path / "figures.json")])
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert {row["mask"] for row in figures["summary"]} == {"text mask", "prediction", "merged"}
+    assert len(figures["cases"]) == 6
+    run = next((sample_store.folder / "runs").iterdir())
+    assert (run / "events.jsonl").read_text().count("\n") >= 3
+    assert list((run / "tensorboard").iterdir())
+
+
+def test_exported_labels_open_elsewhere(
+    sample_store: LabelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["export", str(sample_store.folder), str(tmp_path / "out")])
+    described = json.loads((tmp_path / "out" / "labels.json").read_text())
+    assert len(described["labels"]) == 10
+    first = described["labels"][0]
+    image = nibabel.load(tmp_path / "out" / first["file"])
+    assert np.allclose(image.affine, sample_store.case(first["case"]).affine)
+    assert "not empty" in refused(["export", str(sample_store.folder), str(tmp_path / "out")], capsys)
+
+
+def test_amvlm_train_is_amvlm_train(tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("amvlm-train")
+    if not program.exists():
+        pytest.skip("the console scripts are not installed")
+    done = subprocess.run([str(program), str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "this is not a study" in done.stderr

@@ -1,0 +1,163 @@
+"""Importing the layouts that people have on disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import openpyxl
+import pytest
+from PIL import Image, PngImagePlugin
+
+from amvlm.errors import UserError
+from amvlm.exchange import import_study
+from amvlm.imaging import canonical_mask
+from amvlm.store import LabelStore, verify
+
+
+def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(array, np.eye(4) if affine is None else affine), path)
+
+
+@pytest.fixture
+def msd(tmp_path: Path) -> Path:
+    folder = tmp_path / "Task"
+    for n in range(6):
+        rng = np.random.default_rng(n)
+        write_nifti(folder / "imagesTr" / f"a_{n}.nii.gz", rng.integers(0, 99, (6, 5, 4), np.uint8))
+        write_nifti(folder / "labelsTr" / f"a_{n}.nii.gz", rng.integers(0, 3, (6, 5, 4), np.uint8))
+    description = {
+        "name": "Hippocampus",
+        "modality": {"0": "MRI"},
+        "labels": {"0": "background", "1": "Anterior", "2": "Posterior"},
+        "training": [{"image": f"./imagesTr/a_{n}.nii.gz", "label": f"./labelsTr/a_{n}.nii.gz"} for n in range(6)],
+    }
+    (folder / "dataset.json").write_text(json.dumps(description))
+    return folder
+
+
+@pytest.fixture
+def lvit(tmp_path: Path) -> Path:
+    folder = tmp_path / "Train_Folder"
+    (folder / "img").mkdir(parents=True)
+    (folder / "labelcol").mkdir()
+    book = openpyxl.Workbook()
+    book.active.append(["Image", "Description"])
+    for n in range(4):
+        pixels = np.random.default_rng(n).integers(0, 255, (10, 12), np.uint8)
+        Image.fromarray(pixels).save(folder / "img" / f"covid_{n}.png")
+        Image.fromarray((pixels > 128).astype(np.uint8) * 255).save(folder / "labelcol" / f"mask_covid_{n}.png")
+        book.active.append([f"mask_covid_{n}.png", f"Unilateral infection, {'left' if n % 2 else 'right'} lung."])
+    book.save(folder / "Train_text.xlsx")
+    return folder
+
+
+def test_msd(msd: Path, tmp_path: Path) -> None:
+    report = import_study(msd, tmp_path / "s", split="train")
+    store = LabelStore(tmp_path / "s")
+    assert (report.cases, report.masks, report.captions) == (6, 6, 0)
+    assert [s.name for s in store.structures()] == ["anterior hippocampus", "posterior hippocampus"]
+    assert len(store.snapshot().revisions) == 12
+    case = store.cases()[2]
+    label = np.asarray(nibabel.load(msd / "labelsTr" / "a_2.nii.gz").dataobj)
+    assert np.array_equal(store.read_mask(store.current(case.case_id, "posterior hippocampus")), label == 2)
+    assert case.modality == "MR"
+    assert list(verify(store)) == []
+
+
+def test_lvit_masks_captions_and_the_images_sides(lvit: Path, tmp_path: Path) -> None:
+    report = import_study(lvit, tmp_path / "s", structure="pulmonary infection", split="train", accept_fraction=0.5)
+    store = LabelStore(tmp_path / "s")
+    assert (report.cases, report.masks, report.captions) == (4, 4, 4)
+    assert {case.laterality for case in store.cases()} == {"image"}
+    assert len(store.snapshot().revisions) == 2
+    assert len(store.references()) == 4
+    case = store.cases()[1]
+    assert store.captions()[case.case_id] == [("pulmonary infection", "unilateral infection, left lung")]
+    mask = canonical_mask(
+        store.masks.read(store.references()[case.case_id, "pulmonary infection"]).array, store.read_image(case)
+    )
+    pixels = np.asarray(Image.open(lvit / "labelcol" / "mask_covid_1.png"))
+    assert np.array_equal(mask[::-1, ::-1, 0].T, pixels > 0)
+
+
+def test_captions_match_image_names_too_and_conflicts_are_refused(lvit: Path, tmp_path: Path) -> None:
+    (lvit / "Train_text.xlsx").unlink()
+    (lvit / "Train_text.csv").write_text("Image,Description\nCOVID_0.png,one\ncovid_1,two\n")
+    report = import_study(lvit, tmp_path / "s", split="train")
+    assert (report.captions, report.without_caption) == (2, 2)
+    (lvit / "Train_text.csv").write_text("Image,Description\ncovid_0.png,one\ncovid_0.png,two\n")
+    with pytest.raises(UserError, match="two captions"):
+        import_study(lvit, tmp_path / "t")
+    (lvit / "Train_text.csv").write_text("Name,Text\nx,y\n")
+    with pytest.raises(UserError, match="columns Image and Description"):
+        import_study(lvit, tmp_path / "u")
+
+
+def test_a_plain_folder_and_again_with_more(scan_path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    shutil.copy(scan_path, folder / "one.nii.gz")
+    report = import_study(folder, tmp_path / "s")
+    assert (report.cases, report.masks) == (1, 0)
+    write_nifti(folder / "two.nii.gz", np.arange(24, dtype=np.int16).reshape(2, 3, 4))
+    report = import_study(folder, tmp_path / "s")
+    assert (report.cases, report.already_there) == (1, 1)
+    store = LabelStore(tmp_path / "s")
+    assert [case.case_id for case in store.cases()] == ["case-00001", "case-00002"]
+    assert {case.split for case in store.cases()} <= {"train", "val"}  # without masks there is nothing to test on
+
+
+def test_one_bad_file_does_not_stop_the_others(msd: Path, tmp_path: Path) -> None:
+    (msd / "imagesTr" / "a_3.nii.gz").write_bytes(b"broken")
+    write_nifti(msd / "labelsTr" / "a_4.nii.gz", np.zeros((2, 2, 2), np.uint8))
+    write_nifti(msd / "labelsTr" / "a_5.nii.gz", np.full((6, 5, 4), 9, np.uint8))
+    report = import_study(msd, tmp_path / "s")
+    assert report.cases == 3
+    assert [text.split(":")[0] for text in report.refused] == ["a_3.nii.gz", "a_4.nii.gz", "a_5.nii.gz"]
+
+
+def test_a_study_that_exists_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty"):
+        LabelStore.create(tmp_path)
+
+
+def test_words_inside_files_stay_outside_the_study(tmp_path: Path) -> None:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    image = nibabel.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.eye(4))
+    image.header["descrip"] = b"SMITH^JOHN"
+    nibabel.save(image, folder / "SMITH.nii")
+    words = PngImagePlugin.PngInfo()
+    words.add_text("Patient", "SMITH^JOHN")
+    Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3)).save(folder / "SMITH.png", pnginfo=words)
+    import_study(folder, tmp_path / "s")
+    for path in (tmp_path / "s").rglob("*"):
+        if path.is_file():
+            import gzip
+
+            content = path.read_bytes()
+            content = gzip.decompress(content) if path.name.endswith(".gz") else content
+            assert b"SMITH" not in content
+
+
+def test_splits_do_not_depend_on_the_machine(msd: Path, tmp_path: Path) -> None:
+    import_study(msd, tmp_path / "s")
+    import_study(msd, tmp_path / "t")
+    one, two = ([case.split for case in LabelStore(tmp_path / name).cases()] for name in "st")
+    assert one == two
+
+
+@pytest.mark.parametrize(
+    ("folder", "cases"), [("hippocampus", 200), ("monuseg/Train_Folder", 24), ("monuseg/Val_Folder", 6)]
+)
+def test_real_data_counts(shared_data: Path, tmp_path: Path, folder: str, cases: int) -> None:
+    report = import_study(shared_data / folder, tmp_path / "s", masks="reference")
+    assert (report.cases, report.masks) == (cases, cases)
+    assert report.captions == (0 if folder == "hippocampus" else cases)
+    assert report.refused == []
