@@ -140,7 +140,12 @@ def demo_model(*arguments: str) -> int:
     return run("amvlm.demo_model", *arguments, windowed=False)
 
 
-COMMANDS = {"demo": demo, "test": test, "lint": lint, "demo-model": demo_model}
+def system() -> int:
+    install_system_packages()
+    return 0
+
+
+COMMANDS = {"demo": demo, "test": test, "lint": lint, "demo-model": demo_model, "system": system}
 
 
 def main() -> int:

@@ -282,14 +282,13 @@ class Controller(QObject):
         )
 
     def _show_case(self, opened: OpenCase) -> None:
-        if self.layers is not None:
-            self._leave_case()
-            self.layers.remove()
+        before = self.layers
+        self._leave_case()
         if opened.case is None:
             self.store = None
             self.training.study_changed()
         self._reset_label_state()
-        self.layers = CaseLayers(self.viewer, opened)
+        self.layers = CaseLayers(self.viewer, opened, reuse=before)
         self.layers.labels[LABEL].events.paint.connect(self._painted)
         self.layers.side_by_side(self._side_by_side)
         self._touched = opened.label is not None

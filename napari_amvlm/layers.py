@@ -33,9 +33,13 @@ class CaseLayers:
     ----------
     viewer : napari.Viewer
     opened : OpenCase
+    reuse : CaseLayers, optional
+        The layers of the scan before. Images and masks are shown anew in them: napari needs seconds to take six
+        layers away and to make six others. The label layer is always a new one, since its undo history must not
+        reach into another scan.
     """
 
-    def __init__(self, viewer: napari.viewer.Viewer, opened: OpenCase) -> None:
+    def __init__(self, viewer: napari.viewer.Viewer, opened: OpenCase, reuse: CaseLayers | None = None) -> None:
         self._viewer_ref = weakref.ref(viewer)
         self.opened = opened
         shape = opened.ras.shape[:3]
@@ -45,7 +49,17 @@ class CaseLayers:
             self.masks[LABEL][:] = opened.label
         self.images: list[Image] = []
         self.labels: dict[str, Labels] = {}
-        self._add()
+        if reuse is not None and not (reuse.present() and reuse.opened.ras.ndim == opened.ras.ndim):
+            reuse.remove()
+            reuse = None
+        if reuse is not None:
+            self._take_over(reuse)
+        else:
+            self._add()
+        label = self.labels[LABEL]
+        label.brush_size = max(2, min(self.masks[LABEL].shape) // 8)
+        label.selected_label = 1
+        self._viewer.layers.selection.active = label
 
     @property
     def _viewer(self) -> napari.viewer.Viewer:
@@ -54,34 +68,59 @@ class CaseLayers:
             raise RuntimeError("the viewer is gone")
         return viewer
 
+    @property
+    def _common(self) -> dict[str, Any]:
+        volume = self.opened.volume
+        metadata = {"amvlm": True, "affine": volume.affine, "sides_known": volume.sides_known}
+        return {"scale": self.opened.spacing_mm[::-1], "metadata": metadata}
+
+    def _image_name(self, mask: str) -> str:
+        return f"{self.opened.title} ({mask.lower()})"
+
     def _add(self) -> None:
         for layer in [layer for layer in self._viewer.layers if layer.metadata.get(PLACEHOLDER)]:
             self._viewer.layers.remove(layer)
-        scale = self.opened.spacing_mm[::-1]
         shown = to_display(self.opened.ras)
         limits = _contrast_limits(self.opened.ras)
-        metadata = {"amvlm": True, "affine": self.opened.volume.affine, "sides_known": self.opened.volume.sides_known}
-        for name, colour in COLOURS.items():
+        for name in COLOURS:
             image = Image(
-                shown, name=f"{self.opened.title} ({name.lower()})", scale=scale, contrast_limits=limits,
-                rgb=shown.ndim == 4, metadata=metadata, interpolation2d="linear",
+                shown, name=self._image_name(name), contrast_limits=limits, rgb=shown.ndim == 4,
+                interpolation2d="linear", **self._common,
             )  # fmt: skip
-            colours: dict[int | None, str] = {None: "transparent", 0: "transparent", 1: colour}
-            mask = Labels(
-                to_display(self.masks[name]), name=name, scale=scale, opacity=0.55, metadata=metadata,
-                colormap=DirectLabelColormap(color_dict=colours),
-            )  # fmt: skip
-            mask.editable = name == LABEL
             self._viewer.add_layer(image)
-            self._viewer.add_layer(mask)
-            _name_in_cell(mask, colour)
             self.images.append(image)
-            self.labels[name] = mask
+            self._add_mask(name)
         _link(self.images)
-        label = self.labels[LABEL]
-        label.brush_size = max(2, min(self.masks[LABEL].shape) // 8)
-        label.selected_label = 1
-        self._viewer.layers.selection.active = label
+
+    def _add_mask(self, name: str) -> None:
+        colours: dict[int | None, str] = {None: "transparent", 0: "transparent", 1: COLOURS[name]}
+        mask = Labels(
+            to_display(self.masks[name]), name=name, opacity=0.55, colormap=DirectLabelColormap(color_dict=colours),
+            **self._common,
+        )  # fmt: skip
+        mask.editable = name == LABEL
+        self._viewer.add_layer(mask)
+        _name_in_cell(mask, COLOURS[name])
+        self.labels[name] = mask
+
+    def _take_over(self, reuse: CaseLayers) -> None:
+        shown = to_display(self.opened.ras)
+        limits = _contrast_limits(self.opened.ras)
+        self.images = reuse.images
+        for image, name in zip(self.images, COLOURS, strict=True):
+            image.data = shown
+            image.name = self._image_name(name)
+            image.scale, image.metadata = self._common["scale"], self._common["metadata"]
+            if limits is not None:
+                image.contrast_limits_range = limits
+        if limits is not None:
+            self.images[0].contrast_limits = limits  # the other two follow
+        for name in (TEXT_MASK, PREDICTION):
+            mask = self.labels[name] = reuse.labels[name]
+            mask.data = to_display(self.masks[name])
+            mask.scale, mask.metadata = self._common["scale"], self._common["metadata"]
+        self._viewer.layers.remove(reuse.labels[LABEL])
+        self._add_mask(LABEL)
 
     def show_slices(self, axis: int, indices: list[int], found: dict[str, Mask], threshold: float) -> None:
         """Write probabilities of some slices (canonical ``axis``) in place and refresh the masks."""

@@ -21,17 +21,17 @@ from amvlm.sample.study import copy_sample_study
 from amvlm.store import LabelStore
 from amvlm.store.runs import RunFolder
 
-TRAINING_CASES, MODEL_NAME = 8, "corrected"
+CORRECTED_CASES, MODEL_NAME = 14, "corrected"
 
 
 def cases_to_correct(store: LabelStore) -> list[str]:
-    """The first cases of the pool and all validation cases: what the simulated clinician judges.
+    """What the simulated clinician judges: the first unjudged cases, as the window offers them.
 
-    The start set is labelled already; test cases are neither judged nor trained on.
+    Eight of them train and six validate. The start set is labelled already; test cases are neither judged nor
+    trained on.
     """
     judged = {revision.case_id for revision in store.snapshot().revisions}
-    pool = [case.case_id for case in store.cases("train") if case.case_id not in judged]
-    return pool[:TRAINING_CASES] + [case.case_id for case in store.cases("val")]
+    return [c.case_id for c in store.cases() if c.split != "test" and c.case_id not in judged][:CORRECTED_CASES]
 
 
 def training_settings(seed: int, steps: int) -> TrainSettings:
