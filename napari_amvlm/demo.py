@@ -108,7 +108,7 @@ class Demo:
         label.data_setitem(wrong, truth[wrong])
         if picture:
             self.shoot("corrected")
-        controller.accept()
+        controller.judging.accept()
         wait_until(lambda: not controller.worker.busy, "accepting")
 
     def train_and_use(self, seed: int, steps: int, name: str) -> None:

@@ -159,13 +159,13 @@ class TrainingController(QObject):
         self.current = None
         if self.panel is not None and not self._failed:
             self.panel.show_result(comparison(self._before, self._after), f"Saved the model {self.new_model}.")
-        self._controller._refresh_lists()
+        self._controller.refresh_lists()
         self.labels_changed()
 
     def use_new_model(self) -> None:
         """Choose the new model for prompting."""
-        self._controller.choose_model(self.new_model)
-        self._controller._refresh_lists()
+        self._controller.prompting.choose_model(self.new_model)
+        self._controller.refresh_lists()
 
     def close(self) -> None:
         """The window closes: stop following; the run goes on."""

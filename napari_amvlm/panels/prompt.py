@@ -282,6 +282,12 @@ class PromptPanel(QScrollArea):
         self.structure.addItems(names)
         self.structure.setCurrentText(current)
 
+    def suggest_prompt(self, prompts: dict[str, str], structure: str) -> None:
+        """Offer the structure's wording, unless the person typed something of their own."""
+        typed = self.prompt.toPlainText().strip()
+        if structure in prompts and (not typed or typed in prompts.values()):
+            self.prompt.setPlainText(prompts[structure])
+
     def show_models(self, names: list[tuple[str, str]], current: str) -> None:
         """Fill the list of (name, what it knows)."""
         self.model.clear()

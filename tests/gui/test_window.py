@@ -44,10 +44,10 @@ def test_prompt_compare_correct_accept(window: Any, study: Path) -> None:
     assert layers.masks[TEXT_MASK].any()
     assert layers.masks[PREDICTION].any()
     assert layers.masks[LABEL].any()
-    assert "ml" in window.prompt._measures.text() or window.controller._measure_timer.isActive()
+    assert "ml" in window.prompt._measures.text() or window.controller.label._measure_timer.isActive()
     label = layers.labels[LABEL]
     label.data_setitem((np.array([0]), np.array([0]), np.array([0])), 1)  # head, front, the patient's right
-    window.controller.accept()
+    window.controller.judging.accept()
     store = LabelStore(study)
     window.wait(lambda: store.current(case_id, STRUCTURE) is not None)
     revision = store.current(case_id, STRUCTURE)
@@ -86,16 +86,16 @@ def test_the_threshold_moves_the_masks_and_never_a_touched_label(window: Any, st
     layers = window.controller.layers
     text, untouched = layers.masks[TEXT_MASK].sum(), layers.masks[LABEL].sum()
     window.prompt.threshold.setValue(0.9)
-    window.controller._start_label_if_untouched()
+    window.controller.label.follow()
     assert layers.masks[TEXT_MASK].sum() < text
     assert layers.masks[LABEL].sum() < untouched
     layers.labels[LABEL].paint(tuple(n // 2 for n in layers.labels[LABEL].data.shape), 1)
     touched = layers.masks[LABEL].copy()
     window.prompt.threshold.setValue(0.1)
-    window.controller._start_label_if_untouched()
+    window.controller.label.follow()
     window.run()
     assert np.array_equal(layers.masks[LABEL], touched)
-    window.controller.start_label_from("empty")
+    window.controller.label.start_from("empty")
     assert not layers.masks[LABEL].any()
     layers.labels[LABEL].undo()
     assert np.array_equal(layers.masks[LABEL], touched)
@@ -122,7 +122,7 @@ def test_no_judgement_while_a_prompt_runs(window: Any, study: Path) -> None:
     window.prompt.prompt.setPlainText(STRUCTURE)
     window.prompt.prompt.submit()
     before = LabelStore(study).snapshot()
-    window.controller.accept()
+    window.controller.judging.accept()
     assert "Wait" in window.notice
     window.idle()
     assert LabelStore(study).snapshot() == before
@@ -132,19 +132,19 @@ def test_absent_skip_and_undo(window: Any, study: Path) -> None:
     window.open(study)
     store = LabelStore(study)
     case_id = window.controller.open_case_id
-    window.controller.accept()
+    window.controller.judging.accept()
     assert "empty" in window.notice  # an empty label is not a judgement
-    window.controller.mark_absent()
+    window.controller.judging.mark_absent()
     assert store.state(case_id, STRUCTURE) == "absent"
     window.idle()
     second = window.controller.open_case_id
     assert second != case_id
-    window.controller.skip()
+    window.controller.judging.skip()
     assert store.state(second, STRUCTURE) == "skipped"
     window.idle()
     window.controller.open_case(case_id)
     window.wait(lambda: window.controller.open_case_id == case_id and not window.controller.worker.busy)
-    window.controller.undo_label()
+    window.controller.judging.undo()
     assert store.state(case_id, STRUCTURE) == "unknown"
     assert [r.kind for r in store.history(case_id, STRUCTURE)] == ["absent", "withdrawn"]
     window.idle()
@@ -156,7 +156,7 @@ def test_unsaved_work_comes_back(window: Any, study: Path) -> None:
     label = window.controller.layers.labels[LABEL]
     label.paint(tuple(n // 2 for n in label.data.shape), 1)
     painted = label.data.copy()
-    window.controller.autosave()
+    window.controller.label.autosave()
     window.idle()
     store = LabelStore(study)
     assert store.state(case_id, STRUCTURE) == "draft"
@@ -231,7 +231,7 @@ def test_a_loose_scan_can_be_prompted_but_not_judged(window: Any, study: Path) -
     window.wait(lambda: window.controller.layers is not None and not window.controller.worker.busy)
     window.run()
     assert window.controller.layers.masks[TEXT_MASK].any()
-    window.controller.accept()
+    window.controller.judging.accept()
     assert "in no study" in window.notice
 
 

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Literal
 
 import typer
-from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.table import Table
 
 from amvlm import __version__
 from amvlm.config import PretrainSettings, TrainSettings
 from amvlm.errors import UserError
-from amvlm.events import AnyEvent, Failed, Finished, Note, Progress, Started, Validation
+from amvlm.flags import with_settings
+from amvlm.following import console, follow
 
 app = typer.Typer(
     help="Label medical images with words. Research use only, not for diagnosis.",
@@ -26,79 +24,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console(stderr=True, highlight=False)
 Split = Literal["train", "val", "test"]
 StoreFolder = Annotated[Path, typer.Argument(help="the study's folder", show_default=False)]
-
-
-# -- flags from config.py -----------------------------------------------------------------------------------
-
-
-def _flat_fields(model: type[BaseModel]) -> Iterator[tuple[str, str, FieldInfo]]:
-    """(settings group or "", field name, field), nested settings flattened; a name that is taken gets its group's."""
-    seen: set[str] = set()
-    nested = []
-    for name, info in model.model_fields.items():
-        if inspect.isclass(info.annotation) and issubclass(info.annotation, BaseModel):
-            nested.append((name, info.annotation))
-        else:
-            seen.add(name)
-            yield "", name, info
-    for group, kind in nested:
-        for name, info in kind.model_fields.items():
-            yield group, name, info
-
-
-def with_settings(model: type[BaseModel]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add a flag for every field of a settings model, and hand the command the validated ``settings``."""
-    fields = {(f"{group}_{name}" if group and name in model.model_fields else name): (group, name, info)
-              for group, name, info in _flat_fields(model)}  # fmt: skip
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "settings"]
-        flags = [_flag(flag, info) for flag, (_, _, info) in fields.items()]
-
-        def run(**given: Any) -> None:
-            values: dict[str, Any] = {}
-            for flag, (group, name, _) in fields.items():
-                value = given.pop(flag)
-                if value is not None and value != []:
-                    (values.setdefault(group, {}) if group else values)[name] = value
-            command(**given, settings=_validated(model, values))
-
-        run.__name__, run.__doc__ = command.__name__, command.__doc__
-        run.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]
-        return run
-
-    return decorate
-
-
-def _flag(flag: str, info: FieldInfo) -> inspect.Parameter:
-    default = info.get_default(call_default_factory=True)
-    help_ = f"{info.title}{': ' + info.description if info.description else ''} [{_shown(default)}]"
-    kind: Any = info.annotation
-    if get_origin(kind) is tuple:
-        kind = list[get_args(kind)[0]]  # type: ignore[misc]
-    option = typer.Option(f"--{flag.replace('_', '-')}", help=help_, show_default=False)
-    return inspect.Parameter(
-        flag, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
-    )
-
-
-def _shown(default: Any) -> str:
-    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
-
-
-def _validated(model: type[BaseModel], values: dict[str, Any]) -> BaseModel:
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = "-".join(str(part) for part in first["loc"]).replace("_", "-")
-        raise UserError(f"--{name}: {first['msg']}", remedy="See --help for the range.") from error
-
-
-# -- commands -----------------------------------------------------------------------------------------------
 
 
 @app.command("import")
@@ -142,7 +69,7 @@ def pretrain(
     opened = LabelStore(store)
     run = RunFolder.new(opened.folder)
     with run:
-        _follow(run_pretraining(opened, settings, run, name or f"base-{run.name}"), run)
+        follow(run_pretraining(opened, settings, run, name or f"base-{run.name}"), run)
 
 
 @app.command()
@@ -172,7 +99,7 @@ def train(
             settings, name, model = TrainSettings(**config["settings"]), str(config["model"]), str(config["base"])
         base = base_model(opened, model)
         events = run_training(opened, AmvlmModel.load(base), settings, folder, name or f"model-{folder.name}", resume)
-        _follow(events, folder)
+        follow(events, folder)
 
 
 @app.command()
@@ -277,82 +204,6 @@ def demo(
     from amvlm.demo import run_demo
 
     run_demo(seed, steps, output)
-
-
-# -- running ------------------------------------------------------------------------------------------------
-
-
-def _follow(events: Iterator[AnyEvent], run: Any) -> None:
-    """Show a job's events and keep them in the run's file; the person's Ctrl-C asks for a usable end."""
-    sink = _TensorBoard(run.path)
-    try:
-        with console.status("Starting …") as status:
-            while True:
-                try:
-                    event = next(events)
-                except StopIteration:
-                    return
-                run.events.write(event)
-                sink.write(event)
-                _show(event, status)
-    except UserError as error:
-        run.events.write(Failed(text=str(error)))
-        raise
-    except KeyboardInterrupt:
-        run.ask_to_stop()
-        console.print("Stopping; a usable model is being saved …")
-        for event in events:
-            run.events.write(event)
-    finally:
-        sink.close()
-
-
-def _show(event: AnyEvent, status: Any) -> None:
-    match event:
-        case Progress():
-            left = "" if event.seconds_left is None else f", {_minutes(event.seconds_left)} left"
-            losses = "  ".join(f"{name} {value:.3f}" for name, value in event.losses.items())
-            status.update(f"{event.stage}: {event.step} of {event.steps}{left}  {losses}")
-        case Started():
-            console.print(
-                f"{event.job}: {event.labelled} labelled, {event.unlabelled} unlabelled, {event.validation} validation "
-                f"cases; {', '.join(event.structures)}; {event.steps} steps on {event.device} in {event.precision}"
-            )
-        case Note():
-            console.print(f"{'[yellow]warning[/] ' if event.level == 'warning' else ''}{event.text}", soft_wrap=True)
-        case Validation():
-            rows = [f"{kind.replace('_', ' ')} " + ", ".join(f"{d:.3f}" for d in getattr(event, kind).values())
-                    for kind in ("student", "text_mask", "merged")]  # fmt: skip
-            console.print(f"step {event.step}, validation Dice: {'; '.join(rows)}")
-        case Finished():
-            typer.echo(f"Saved the model {event.model} after {_minutes(event.seconds)}.")
-        case _:
-            pass
-
-
-def _minutes(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"
-
-
-class _TensorBoard:
-    """Curves of a run, for those who like them there."""
-
-    def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
-
-    def write(self, event: AnyEvent) -> None:
-        if isinstance(event, Progress):
-            for name, value in event.losses.items():
-                self._writer.add_scalar(f"loss/{name}", value, event.step)
-        elif isinstance(event, Validation):
-            for kind in ("student", "text_mask", "merged"):
-                for structure, dice in getattr(event, kind).items():
-                    self._writer.add_scalar(f"dice/{kind}/{structure}", dice, event.step)
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,0 +1,107 @@
+"""The four judgements: accept, absent, skip, undo."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from amvlm.store import Case, LabelStore
+from napari_amvlm.engine import OpenCase
+from napari_amvlm.jobs import Job
+from napari_amvlm.layers import LABEL
+from napari_amvlm.prompting import KIND
+
+if TYPE_CHECKING:
+    from napari_amvlm.controller import Controller
+
+
+class Judging:
+    """Judges the open case for the chosen structure, then offers the next one."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+        self.saving = False
+
+    def _ready(self) -> tuple[LabelStore, OpenCase, Case] | None:
+        """Study, open scan and case; None (and a notice) where a judgement is not possible now."""
+        controller = self._controller
+        layers = controller.layers
+        case = layers.opened.case if layers is not None else None
+        if controller.store is None or layers is None or case is None:
+            controller.notice("This scan is in no study: make one to keep labels.", True)
+        elif not controller.structure:
+            controller.notice("Add a structure first.", True)
+        elif self.saving or controller.worker.has_job_of(layers.opened, KIND):
+            controller.notice("Wait until the prompt has finished, or cancel it.", True)
+        else:
+            return controller.store, layers.opened, case
+        return None
+
+    def accept(self) -> None:
+        """Keep your label as a revision, then open the next unjudged case."""
+        controller, ready = self._controller, self._ready()
+        if ready is None or controller.layers is None:
+            return
+        store, opened, case = ready
+        label = controller.layers.masks[LABEL].copy()
+        if not label.any():
+            controller.notice("Your label is empty. If the structure is not in this scan, choose Absent.", True)
+            return
+        origin, structure = controller.label.origin(), controller.structure
+        self.saving = True
+        if controller.panel is not None:
+            controller.panel.enable_judging(False)
+            controller.panel.show_progress(0, 0, "Saving …")
+        controller.worker.submit(
+            Job(
+                lambda: controller.engine.accept(store, case, structure, label, opened.volume, origin),
+                on_result=lambda _: self._judged(f"{structure} accepted in {opened.title}."), on_error=controller.fail,
+            )
+        )  # fmt: skip
+
+    def mark_absent(self) -> None:
+        """The structure is not in this scan."""
+        if (ready := self._ready()) is not None:
+            store, opened, case = ready
+            structure = self._controller.structure
+            if self._controller.guard(lambda: store.mark_absent(case.case_id, structure)):
+                self._judged(f"{structure} marked absent in {opened.title}.")
+
+    def skip(self) -> None:
+        """Leave the case unjudged and go on."""
+        if (ready := self._ready()) is not None:
+            store, opened, case = ready
+            structure = self._controller.structure
+            if self._controller.guard(lambda: store.mark(case.case_id, structure, "skipped") or True):
+                self._judged(f"{opened.title} skipped.")
+
+    def undo(self) -> None:
+        """Back to the judgement before the current one, of the open case."""
+        if (ready := self._ready()) is not None:
+            store, _, case = ready
+            structure = self._controller.structure
+            revision = self._controller.guard(lambda: store.undo(case.case_id, structure))
+            if revision is not None:
+                words = {
+                    "accepted": "an earlier label counts again",
+                    "absent": "absent again",
+                    "withdrawn": "not judged",
+                }
+                self._judged(f"Undone: {structure} is {words[revision.kind]}.", advance=False)
+
+    def failed(self) -> None:
+        """Saving did not work; the label is still on screen."""
+        self.saving = False
+
+    def _judged(self, sentence: str, advance: bool = True) -> None:
+        controller = self._controller
+        self.saving = False
+        controller.label.saved()
+        if controller.panel is not None:
+            controller.panel.enable_judging(True)
+            controller.panel.show_idle()
+        controller.notice(sentence)
+        controller.training.labels_changed()
+        controller.refresh_lists()
+        case_id = controller.next_unjudged() if advance else None
+        if case_id is not None:
+            controller.open_case(case_id)

@@ -1,0 +1,128 @@
+"""Prompts: from the person's words to masks on the open scan."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from napari_amvlm.engine import ModelEntry
+from napari_amvlm.jobs import Job
+from napari_amvlm.layers import PREDICTION, TEXT_MASK, CaseLayers
+
+if TYPE_CHECKING:
+    from napari_amvlm.controller import Controller
+
+KIND = "prompt"
+
+
+class Prompting:
+    """Runs prompts and shows their results as they arrive, the slice on screen first."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+        self.models: list[ModelEntry] = []
+        self.model: ModelEntry | None = None
+
+    def list_models(self) -> None:
+        """Ask the worker which models there are; the chosen one stays, else the newest trained one."""
+        controller, store = self._controller, self._controller.store
+
+        def show(models: list[ModelEntry]) -> None:
+            chosen = self.model.name if self.model else ""
+            newest = next((m for m in models if m.kind == "trained"), models[0] if models else None)
+            self.models = models
+            self.model = next((m for m in models if m.name == chosen), newest)
+            if controller.panel is not None:
+                rows = [(m.name, ", ".join(m.known) or "no structure yet") for m in models]
+                controller.panel.show_models(rows, self.model.name if self.model else "")
+
+        controller.worker.submit(Job(lambda: controller.engine.models(store), on_result=show, on_error=controller.fail))
+
+    def choose_model(self, name: str) -> None:
+        self.model = next((m for m in self.models if m.name == name), self.model)
+
+    def run(self, text: str) -> None:
+        """Run one prompt per line."""
+        controller = self._controller
+        layers, model = controller.layers, self.model
+        if layers is None:
+            controller.notice("Open a scan first.", True)
+        elif not layers.present():
+            controller.notice("Layers of this scan were removed. Open it again to go on.", True)
+        elif model is None:
+            controller.notice(
+                "There is no model yet. Make one with: amvlm pretrain STUDY, then amvlm train STUDY", True
+            )
+        elif controller.judging.saving:
+            controller.notice("Wait until the label is saved.")
+        else:
+            for line in [line for line in text.splitlines() if line.strip()] or [text]:
+                self._run_line(line, layers, model)
+
+    def cancel(self) -> None:
+        """End the jobs of the open scan; what is on screen stays."""
+        controller = self._controller
+        if controller.layers is not None:
+            controller.worker.cancel_owned_by(controller.layers.opened)
+        if controller.panel is not None:
+            controller.panel.show_idle()
+
+    def visible_slice(self, axis: int) -> int:
+        """The canonical index of the slice on screen, along a canonical axis."""
+        layers = self._controller.layers
+        if layers is None:
+            return 0
+        shown = int(self._controller.viewer.dims.current_step[2 - axis])
+        return int(layers.opened.ras.shape[axis]) - 1 - shown
+
+    def _run_line(self, prompt: str, layers: CaseLayers, model: ModelEntry) -> None:
+        controller, opened = self._controller, layers.opened
+        visible = tuple(self.visible_slice(axis) for axis in range(3))
+        began = time.monotonic()
+        head: dict[str, Any] = {}
+
+        def arrived(result: Any) -> None:
+            if controller.layers is not layers or not layers.present():
+                return  # the person went on to another scan: a late result lands nowhere
+            if isinstance(result, tuple):
+                head["warnings"], head["axis"], head["predicts"], head["fingerprint"] = result
+                controller.notice(" ".join(head["warnings"]), bool(head["warnings"]))
+                return
+            found = {TEXT_MASK: result.text_mask, PREDICTION: result.prediction, "merged": result.merged}
+            layers.show_slices(head["axis"], result.indices, found, controller.threshold)
+            if controller.panel is not None:
+                left = (time.monotonic() - began) / result.done * (result.total - result.done)
+                text = f"{result.done} of {result.total} slices, {left:.0f} s left"
+                controller.panel.show_progress(result.done, result.total, text)
+
+        def ended(whole: bool) -> None:
+            if controller.layers is not layers:
+                return
+            if controller.panel is not None:
+                controller.panel.show_idle()
+            if whole and layers.present() and head:
+                controller.label.prompted(prompt, str(head["fingerprint"]), bool(head["predicts"]))
+                self._show_where_found(prompt, head["axis"], head["warnings"])
+            controller.label.measure_soon()
+
+        if controller.panel is not None:
+            controller.panel.show_progress(0, 0, "Loading the model …")
+        controller.worker.submit(
+            Job(
+                lambda: controller.engine.segment(model.folder, opened.volume, prompt, visible),
+                owner=opened, kind=KIND, on_result=arrived, on_end=ended, on_error=controller.fail,
+            )
+        )  # fmt: skip
+
+    def _show_where_found(self, prompt: str, axis: int, warnings: list[str]) -> None:
+        """Say plainly when nothing was found; go to the largest slice when this one is empty."""
+        layers = self._controller.layers
+        if layers is None:
+            return
+        fullest = layers.fullest_slice(axis)
+        if fullest is None:
+            nothing = f"The text finds no “{prompt}” here. Lower the threshold, try other words, or choose Absent."
+            self._controller.notice(" ".join([*warnings, nothing]), True)
+        elif layers.is_empty_at(axis, self.visible_slice(axis)):
+            shown = layers.opened.ras.shape[axis] - 1 - fullest
+            self._controller.viewer.dims.set_current_step(2 - axis, shown)

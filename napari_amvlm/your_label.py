@@ -1,0 +1,166 @@
+"""Your label: what it started from, whether a hand touched it, and that no stroke is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from qtpy.QtCore import QObject, QTimer
+
+from napari_amvlm.engine import Mask, Measures
+from napari_amvlm.jobs import Job
+from napari_amvlm.layers import LABEL, PREDICTION, TEXT_MASK
+
+if TYPE_CHECKING:
+    from napari_amvlm.controller import Controller
+
+AUTOSAVE_MS = 30_000
+MEASURE_MS = 400
+SOURCES = {"merged": "merged", TEXT_MASK: "text mask", PREDICTION: "prediction", "empty": "by hand"}
+
+
+class YourLabel(QObject):
+    """The label layer of the open scan.
+
+    It follows the chosen mask until the first stroke and never after; starting over from a mask is an undoable act.
+    """
+
+    def __init__(self, controller: Controller) -> None:
+        super().__init__(controller)
+        self._controller = controller
+        self._measure_timer = self._timer(MEASURE_MS, self.measure)
+        self._measure_timer.setSingleShot(True)
+        self._autosave_timer = self._timer(AUTOSAVE_MS, self.autosave)
+        self._autosave_timer.start()
+        self.begin(None)
+
+    def _timer(self, interval: int, call: Callable[[], None]) -> QTimer:
+        timer = QTimer(self)
+        timer.setInterval(interval)
+        timer.timeout.connect(call)
+        return timer
+
+    def begin(self, loaded: Mask | None) -> None:
+        """Another scan or structure is open; ``loaded`` is the label it has already."""
+        self._filling = False
+        self._dirty = False
+        self._touched = loaded is not None
+        self._started_from = "empty"
+        self._start_mask = None if loaded is None else loaded.copy()
+        self._start = "merged"
+        self._prompt = ""
+        self._fingerprint = ""
+
+    def origin(self) -> dict[str, Any]:
+        """Where the label on screen came from, as a revision records it."""
+        layers = self._controller.layers
+        if layers is None:
+            return {}
+        label = layers.masks[LABEL]
+        edited = np.count_nonzero(label if self._start_mask is None else label != self._start_mask)
+        return {
+            "prompt": self._prompt,
+            "source": SOURCES[self._started_from],
+            "model_fingerprint": self._fingerprint,
+            "edited_voxels": int(edited),
+        }
+
+    def painted(self, _: Any = None) -> None:
+        """The person changed the label (or undid a change)."""
+        if not self._filling:
+            self._touched = self._dirty = True
+        self.measure_soon()
+
+    def prompted(self, prompt: str, fingerprint: str, predicts: bool) -> None:
+        """A prompt ran to its end."""
+        self._prompt, self._fingerprint = prompt, fingerprint
+        if not predicts and self._start == "merged":
+            self._start = TEXT_MASK
+        self.follow()
+
+    def follow(self) -> None:
+        """Take the chosen mask, unless a hand touched the label."""
+        if not self._touched:
+            self._fill(self._start)
+
+    def start_from(self, source: str) -> None:
+        """Start over from a mask, even after strokes."""
+        self._start = source
+        self._fill(source)
+        self._touched = False
+
+    def write(self, wanted: Mask) -> None:
+        """Put a whole label on screen, as one undoable step that is not a stroke."""
+        if self._controller.layers is not None:
+            self._filling = True
+            self._controller.layers.replace_label(wanted)
+            self._filling = False
+
+    def _fill(self, source: str) -> None:
+        layers = self._controller.layers
+        if layers is None:
+            return
+        wanted = layers.mask_to_start_from(source, self._controller.threshold)
+        self.write(wanted)
+        self._started_from, self._start_mask = source, wanted
+        self.measure_soon()
+
+    # -- measuring --------------------------------------------------------------------------------------------
+
+    def measure_soon(self) -> None:
+        """Measure once things have been quiet for a moment."""
+        self._measure_timer.start()
+
+    def measure(self) -> None:
+        """Volumes and agreement of the three masks, computed in the worker."""
+        controller = self._controller
+        layers = controller.layers
+        if layers is None or not layers.present():
+            return
+
+        def show(found: Measures) -> None:
+            if controller.panel is not None and controller.layers is layers:
+                volumes = (found.text_ml, found.prediction_ml, found.label_ml)
+                controller.panel.show_measures(volumes, found.text_against_prediction, found.label_against_text)
+
+        masks, voxel_ml = layers.masks, layers.opened.volume.voxel_ml
+        controller.worker.submit(
+            Job(
+                lambda: controller.engine.measure(masks[TEXT_MASK], masks[PREDICTION], masks[LABEL], voxel_ml),
+                owner=layers.opened, on_result=show,
+            )
+        )  # fmt: skip
+
+    # -- drafts -----------------------------------------------------------------------------------------------
+
+    def saved(self) -> None:
+        """What is on screen is kept."""
+        self._dirty = False
+
+    def autosave(self) -> None:
+        """Keep work in progress as a draft, in the worker."""
+        if (work := self._draft(copy=True)) is not None:
+            controller = self._controller
+            controller.worker.submit(Job(work, on_result=lambda _: controller.show_state(), on_error=controller.fail))
+
+    def save_now(self) -> None:
+        """The same without the worker, when the case or the window is left."""
+        if (work := self._draft(copy=False)) is not None:
+            self._controller.guard(lambda: list(work()))
+
+    def _draft(self, copy: bool) -> Callable[[], Any] | None:
+        controller = self._controller
+        store, layers = controller.store, controller.layers
+        if store is None or layers is None or layers.opened.case is None or not (self._dirty and self._touched):
+            return None
+        self._dirty = False
+        label = layers.masks[LABEL].copy() if copy else layers.masks[LABEL]
+        case, structure, volume = layers.opened.case, controller.structure, layers.opened.volume
+        return lambda: controller.engine.save_draft(store, case, structure, label, volume)
+
+    def close(self) -> None:
+        """The window closes: keep what is unsaved."""
+        self._autosave_timer.stop()
+        self._measure_timer.stop()
+        self.save_now()
