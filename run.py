@@ -1,5 +1,7 @@
 """Set up and run: ``python run.py demo | test | lint | demo-model``. Standard library only."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 import shutil
@@ -37,14 +39,27 @@ def fingerprint(extras: str) -> str:
     return hashlib.sha256("\n".join(wanted).encode()).hexdigest()
 
 
+def create_environment() -> None:
+    print("Creating .venv …", flush=True)
+    try:
+        venv.create(VENV, with_pip=True)
+    except (OSError, subprocess.CalledProcessError):  # Debian ships venv without pip until python3-venv is there
+        shutil.rmtree(VENV, ignore_errors=True)
+        advice = "the virtual environment could not be made. On Debian or Ubuntu: sudo apt-get install python3-venv"
+        if shutil.which("apt-get") is None or os.geteuid() != 0:
+            stop(advice)
+        call(["apt-get", "update", "-qq"], advice)
+        call(["apt-get", "install", "-y", "-qq", "python3-venv"], advice, stdout=subprocess.DEVNULL)
+        call([sys.executable, "-m", "venv", str(VENV)], advice)
+
+
 def install(extras: str) -> None:
     """Create the virtual environment and install the project once; later calls return at once."""
     stamp = VENV / f"installed-{extras.replace(',', '-')}"
     if stamp.is_file() and stamp.read_text() == fingerprint(extras):
         return
     if not PYTHON.exists():
-        print("Creating .venv …", flush=True)
-        venv.create(VENV, with_pip=True)
+        create_environment()
     print(f"Installing napari-amvlm[{extras}]: several minutes, once …", flush=True)
     call(
         [
@@ -54,6 +69,7 @@ def install(extras: str) -> None:
             "install",
             "-q",
             "--disable-pip-version-check",
+            "--root-user-action=ignore",
             "-e",
             f".[{extras}]",
             "-c",

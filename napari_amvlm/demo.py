@@ -80,7 +80,7 @@ class Demo:
 
     def shoot(self, name: str) -> None:
         """A picture of the whole window."""
-        settle(0.4)
+        settle(0.8)  # the measures follow a change after a moment
         path = self.screenshots / f"{len(self.paths) + 1}-{name}.png"
         self.window.grab().save(str(path))
         self.paths.append(path)

@@ -21,6 +21,7 @@ from napari_amvlm.panels.prompt import MASK_COLOURS
 if TYPE_CHECKING:
     import napari
 
+OPACITY = 0.55
 PLACEHOLDER = "amvlm_placeholder"
 TEXT_MASK, PREDICTION, LABEL = "Text mask", "Prediction", "Your label"
 COLOURS = dict(zip((TEXT_MASK, PREDICTION, LABEL), MASK_COLOURS, strict=True))
@@ -95,7 +96,7 @@ class CaseLayers:
     def _add_mask(self, name: str) -> None:
         colours: dict[int | None, str] = {None: "transparent", 0: "transparent", 1: COLOURS[name]}
         mask = Labels(
-            to_display(self.masks[name]), name=name, opacity=0.55, colormap=DirectLabelColormap(color_dict=colours),
+            to_display(self.masks[name]), name=name, opacity=OPACITY, colormap=DirectLabelColormap(color_dict=colours),
             **self._common,
         )  # fmt: skip
         mask.editable = name == LABEL
@@ -161,6 +162,7 @@ class CaseLayers:
         for name, mask in self.labels.items():
             mask.name_overlay.visible = on
             mask.contour = 0 if on or name == LABEL else 1
+            mask.opacity = OPACITY if on else {LABEL: 0.3}.get(name, 1.0)
         self._viewer.reset_view()
 
     def fullest_slice(self, axis: int) -> int | None:

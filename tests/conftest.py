@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks are tiny, and training runs beside the window's worker
 os.environ.setdefault("NAPARI_CONFIG", "")
 
 

@@ -155,3 +155,22 @@ def test_amvlm_train_is_amvlm_train(tmp_path: Path) -> None:
     done = subprocess.run([str(program), str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "this is not a study" in done.stderr
+
+
+def test_the_headless_demo_prints_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("amvlm.demo.CORRECTED_CASES", 2)
+    main(["demo", "--steps", "2", "--json", str(tmp_path / "table.json")])
+    assert "before and after the accepted corrections" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "table.json").read_text())["rows"]
+    assert len(rows) == 7
+    assert all(0.7 < row["before"] < 0.95 for row in rows)
+
+
+def test_without_any_model_it_says_how_to_make_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("amvlm.inference.catalogue.bundled_model_folder", lambda: tmp_path / "nothing")
+    LabelStore.create(tmp_path / "study")
+    assert "there is no model yet" in refused(["train", str(tmp_path / "study")], capsys)

@@ -68,6 +68,16 @@ def test_training_saves_a_model_and_says_what_it_learned_from(judged_store: Labe
     assert set(card.validation) >= {"before student", "after student", "after text_mask", "after merged"}
 
 
+def test_training_in_bf16(judged_store: LabelStore, build_model: Builder) -> None:
+    for form in ("film_unet", "frozen_linear"):
+        events = run_training(
+            judged_store, build_model(form, names=NAMES), TrainSettings(**{**SMALL, "precision": "bf16"})
+        )
+        losses = [value for e in events if isinstance(e, Progress) for value in e.losses.values()]
+        assert losses
+        assert all(math.isfinite(value) for value in losses)
+
+
 @pytest.mark.parametrize("mode", ["image_only", "labelled_only"])
 def test_the_controls_run_by_the_same_recipe(judged_store: LabelStore, build_model: Builder, mode: str) -> None:
     events = run_training(judged_store, build_model(names=NAMES), TrainSettings(**SMALL, mode=mode))
@@ -178,10 +188,11 @@ def test_a_resumed_run_is_bitwise_the_unbroken_one(
     assert whole.card.revisions == broken.card.revisions
 
 
-def test_pretraining_aligns_and_teaches_both_forms(sample_store: LabelStore) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_pretraining_aligns_and_teaches_both_forms(sample_store: LabelStore, precision: str) -> None:
     for form in ("film_unet", "frozen_linear"):
         settings = PretrainSettings(
-            steps=3, generator_steps=3, batch_size=4, precision="fp32", device="cpu",
+            steps=3, generator_steps=3, batch_size=4, precision=precision, device="cpu",
             encoders=EncoderSettings(image_size=32),
             generator=GeneratorSettings(form=form, channels=(8, 16), features=8),
         )  # fmt: skip

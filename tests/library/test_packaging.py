@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -59,7 +60,7 @@ def test_a_planted_import_of_napari_is_found(tmp_path: Path) -> None:
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("study", "model", "__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     planted = tmp_path / "training" / "amvlm" / "metrics.py"
-    environment = {"PYTHONPATH": f"{tmp_path / 'training'}:{tmp_path}", "PATH": ""}
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'training'}{os.pathsep}{tmp_path}"}
 
     def lint() -> int:
         command = [str(program), "--no-cache"]

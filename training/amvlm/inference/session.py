@@ -193,6 +193,9 @@ class Session:
             return text_mask, np.zeros_like(text_mask), text_mask
         column = self.model.card.structures.index(structure)
         prediction_logits = self._student[chosen, column : column + 1]
+        if structure.text_weight in (0.0, 1.0):  # the merged mask is one of the two
+            both = self._on_grid(torch.cat([text_logits, prediction_logits], 1), channels=2)
+            return both[:, 0], both[:, 1], both[:, 1 - int(structure.text_weight)]
         merged = merged_logits(prediction_logits, text_logits, structure.text_weight)
         together = self._on_grid(torch.cat([text_logits, prediction_logits, merged], 1), channels=3)
         return together[:, 0], together[:, 1], together[:, 2]

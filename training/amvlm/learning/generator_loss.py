@@ -36,21 +36,22 @@ def mask_supervision(
     return loss, logits
 
 
-def text_grounding(generator: FrozenLinear, image: Tensor, text: Tensor, positives: Tensor, prior: float) -> Tensor:
+def text_grounding(generator: FrozenLinear, features: Tensor, text: Tensor, positives: Tensor, prior: float) -> Tensor:
     """L_tg without masks: ExtendedInfoNCE over the batch's B×B text masks, and the area prior.
 
     Parameters
     ----------
-    image : Tensor, (B, 3, H, W)
+    features : Tensor, (B, 2D, h, w)
+        ``generator.features`` of the batch; the loss itself is computed in fp32, outside autocast.
     text : Tensor, (B, D)
     positives : Tensor, (B, B), bool
     """
-    features = generator.features(image)
+    features = features.float()
     generator.observe(features, text[:, None])
     mask_probs = text_product(features, *generator.text_weights(text)).sigmoid()
     size = generator.embedding_size
     contrast = extended_info_nce(
-        F.normalize(features[:, :size].float(), dim=1), mask_probs, text, positives, generator.contrast.exp()
+        F.normalize(features[:, :size], dim=1), mask_probs, text, positives, generator.contrast.exp()
     )
     own = mask_probs[torch.arange(len(text)), torch.arange(len(text))]
     return contrast + (own.mean() - prior).square()

@@ -236,7 +236,8 @@ def _grounding(
     with torch.no_grad():
         text = vlm.embed_text([item.caption for item in batch])
     with context.accelerator.autocast():
-        return text_grounding(generator, image, text, positives_of(batch).to(image.device), prior)
+        features = generator.features(image)
+    return text_grounding(generator, features, text, positives_of(batch).to(image.device), prior)
 
 
 @torch.no_grad()

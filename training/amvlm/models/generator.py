@@ -155,7 +155,7 @@ class FrozenLinear(TextMaskGenerator):
     @torch.no_grad()
     def observe(self, features: Tensor, text: Tensor, momentum: float = 0.01) -> None:
         """Let m and sd follow the similarities of a training batch: features (B, 2D, h, w), text (B, S, D)."""
-        similarity = torch.einsum("bdhw,bsd->bshw", features[:, self.embedding_size :], text)
+        similarity = torch.einsum("bdhw,bsd->bshw", features[:, self.embedding_size :].float(), text.float())
         # not in place: the step's earlier logits still need the old values for their gradients
         self.raw_mean = self.raw_mean.lerp(similarity.mean(), momentum)
         self.raw_sd = self.raw_sd.lerp(similarity.std().clamp(min=1e-3), momentum)
