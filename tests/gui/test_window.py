@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from qtpy.QtCore import QTimer
+from qtpy.QtCore import Qt, QTimer
 
 from amvlm.imaging import canonical_mask, to_display
 from amvlm.store import LabelStore
@@ -383,3 +383,15 @@ def test_the_heartbeat_holds_during_a_prompt(window: Any, study: Path, qtbot: An
     window.prompt.prompt.setPlainText(STRUCTURE)
     prompted = heartbeat(qtbot, window.prompt.prompt.submit, lambda: not window.controller.worker.busy)
     assert np.percentile(prompted, 99) <= np.percentile(plain, 99) + 100
+
+
+def test_keys_judge_on_the_canvas_and_not_in_the_prompt(window: Any, study: Path, qtbot: Any) -> None:
+    window.open(study)
+    store, case_id = LabelStore(study), window.controller.open_case_id
+    window.prompt.prompt.clear()
+    qtbot.keyClicks(window.prompt.prompt, "nnn")
+    assert window.prompt.prompt.toPlainText() == "nnn"
+    assert store.state(case_id, STRUCTURE) == "unknown"
+    qtbot.keyClick(window.viewer.window._qt_viewer.canvas.native, Qt.Key.Key_N)
+    assert store.state(case_id, STRUCTURE) == "absent"
+    window.idle()
