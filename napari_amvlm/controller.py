@@ -347,6 +347,14 @@ class Controller(QObject):
             text="Opening …",
         )
 
+    def choose_structure_named_in(self, prompt: str) -> None:
+        """The label follows the words: a mask of one structure must not be accepted as another's."""
+        if self.store is None:
+            return
+        named = [structure.name for structure in self.store.structures() if structure.named_in(prompt)]
+        if named and self.structure not in named:
+            self.choose_structure(max(named, key=len))
+
     def add_structure(self, name: str) -> None:
         if self.store is None:
             return

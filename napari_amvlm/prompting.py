@@ -57,6 +57,7 @@ class Prompting:
             controller.notice("Wait until the label is saved.")
         else:
             for line in [line for line in text.splitlines() if line.strip()] or [text]:
+                controller.choose_structure_named_in(line)
                 self._run_line(line, layers, model)
 
     def cancel(self) -> None:

@@ -29,7 +29,7 @@ class Curves(pyqtgraph.PlotWidget):
     def __init__(self, title: str) -> None:
         super().__init__(background=None)
         self.setTitle(title, size="10pt")
-        self.addLegend(offset=(-8, 8), labelTextSize="8pt")
+        self.addLegend(offset=(-4, 4), labelTextSize="7pt", verSpacing=-6, brush=(38, 41, 48, 215))
         self.setMouseEnabled(False, False)
         self.hideButtons()
         self.setMenuEnabled(False)

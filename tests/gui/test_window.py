@@ -184,6 +184,21 @@ def test_structures_are_judged_apart(window: Any, study: Path) -> None:
     assert "This model knows" in window.notice
 
 
+def test_the_label_follows_the_structure_that_the_prompt_names(window: Any, study: Path) -> None:
+    window.open(study)
+    case_id = window.controller.open_case_id
+    assert window.controller.structure == STRUCTURE
+    window.run("posterior hippocampus, upper third")
+    assert window.prompt.structure.currentText() == "posterior hippocampus"
+    window.controller.judging.accept()
+    store = LabelStore(study)
+    window.wait(lambda: store.current(case_id, "posterior hippocampus") is not None)
+    assert store.current(case_id, STRUCTURE) is None
+    window.idle()
+    window.run("something else")  # names no structure: the chosen one stays
+    assert window.controller.structure == "posterior hippocampus"
+
+
 def test_two_prompts_one_per_line(window: Any, study: Path) -> None:
     window.open(study)
     window.run("anterior hippocampus\nposterior hippocampus")

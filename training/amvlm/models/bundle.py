@@ -24,7 +24,7 @@ from amvlm.models.encoders import EncoderRecipe
 from amvlm.models.generator import TextMaskGenerator, build_generator
 from amvlm.models.student import build_student
 from amvlm.models.vlm import VisionLanguageModel
-from amvlm.text import normalise_caption
+from amvlm.text import mentions
 
 RESEARCH_ONLY = "Research use only, not for diagnosis."
 
@@ -43,10 +43,7 @@ class KnownStructure(BaseModel):
 
     def matches(self, prompt: str) -> bool:
         """True for the structure's own wording, or a prompt that contains its name as words."""
-        prompt = normalise_caption(prompt)
-        names = {normalise_caption(text) for text in (self.name, *self.aliases)}
-        wordings = {normalise_caption(text) for text in self.prompts}
-        return prompt in wordings or any(f" {name} " in f" {prompt.replace(',', ' ')} " for name in names)
+        return mentions(prompt, (self.name, *self.aliases), self.prompts)
 
 
 class ModelCard(BaseModel):

@@ -8,6 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from amvlm.text import mentions
+
 State = Literal["unknown", "draft", "accepted", "absent", "rejected", "skipped"]
 Mark = Literal["unknown", "rejected", "skipped"]
 Source = Literal["text mask", "prediction", "merged", "by hand", "imported"]
@@ -48,13 +50,9 @@ class Structure:
         """The wording that stands for the structure where nobody typed one."""
         return self.prompts[0] if self.prompts else self.name
 
-    def matches(self, text: str) -> bool:
-        """True when the normalised text equals the name, an alias or a prompt."""
-        return text in {
-            self.name.lower(),
-            *(a.lower() for a in self.aliases),
-            *(p.lower() for p in self.prompts),
-        }
+    def named_in(self, prompt: str) -> bool:
+        """True for the structure's own wording, or a prompt that contains its name as words."""
+        return mentions(prompt, (self.name, *self.aliases), self.prompts)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -39,6 +39,13 @@ def checked_prompt(text: str) -> str:
             remedy=f"Use at most {MAX_PROMPT_CHARACTERS:,}; one line says enough.",
         )
     return prompt
+
+
+def mentions(prompt: str, names: Iterable[str], wordings: Iterable[str] = ()) -> bool:
+    """True when a prompt is one of the wordings, or contains one of the names as words."""
+    prompt = normalise_caption(prompt)
+    words = f" {prompt.replace(',', ' ')} "
+    return prompt in map(normalise_caption, wordings) or any(f" {normalise_caption(name)} " in words for name in names)
 
 
 def swap_sides(text: str) -> str:
