@@ -42,3 +42,15 @@ def scan_path(tmp_path: Path) -> Path:
     affine[:3, 3] = (-10, 20, 5)
     path.write_bytes(gzip.compress(nibabel.Nifti1Image(array, affine).to_bytes()))
     return path
+
+
+@pytest.fixture(scope="session")
+def sample_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample study, start set accepted; tests work on copies."""
+    from amvlm.sample import copy_sample_study
+
+    folder = tmp_path_factory.mktemp("sample") / "study"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("names")))
+        copy_sample_study(folder)
+    return folder

@@ -9,7 +9,6 @@ from qtpy.QtGui import QKeyEvent
 from qtpy.QtWidgets import (
     QComboBox,
     QFormLayout,
-    QFrame,
     QGridLayout,
     QHBoxLayout,
     QLabel,
@@ -17,14 +16,14 @@ from qtpy.QtWidgets import (
     QPlainTextEdit,
     QProgressBar,
     QPushButton,
-    QScrollArea,
     QSizePolicy,
     QVBoxLayout,
     QWidget,
 )
 from superqt import QLabeledDoubleSlider
 
-RESEARCH_ONLY = "Research use only, not for diagnosis."
+from napari_amvlm.panels.parts import Panel, button, small
+
 MASK_COLOURS = ("#2fb5d2", "#f2a93b", "#e0457b")
 STARTS = (("Merged mask", "merged"), ("Text mask", "Text mask"), ("Prediction", "Prediction"), ("Empty", "empty"))
 
@@ -70,7 +69,7 @@ class PromptEdit(QPlainTextEdit):
             self.setPlainText(self._history[self._position])
 
 
-class PromptPanel(QScrollArea):
+class PromptPanel(Panel):
     """The panel *Segment with text*. Signals name what the person did."""
 
     open_scan_requested = Signal()
@@ -96,23 +95,15 @@ class PromptPanel(QScrollArea):
 
     def __init__(self) -> None:
         super().__init__()
-        self.setWidgetResizable(True)
-        self.setFrameShape(QFrame.Shape.NoFrame)
-        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        body = QWidget()
-        layout = QVBoxLayout(body)
-        layout.setSpacing(8)
+        self.column.setSpacing(8)
         for part in (self._files(), self._hint(), self._study(), self._prompting(), self._masks(), self._judging()):
             part.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Maximum)
-            layout.addWidget(part)
-        layout.addStretch()
-        layout.addWidget(_small(RESEARCH_ONLY))
-        for combo in body.findChildren(QComboBox):
+            self.column.addWidget(part)
+        for combo in self.body.findChildren(QComboBox):
             combo.installEventFilter(self)
             combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
             combo.setMinimumContentsLength(8)
-        self.setWidget(body)
-        self.setMinimumWidth(max(340, body.minimumSizeHint().width() + 20))
+        self.finish(340)
         self.show_nothing_open()
 
     # -- building ---------------------------------------------------------------------------------------------
@@ -121,7 +112,7 @@ class PromptPanel(QScrollArea):
         row = QWidget()
         layout = QHBoxLayout(row)
         layout.setContentsMargins(0, 0, 0, 0)
-        scan = _button("Open scan…", "Look at one scan without a study", self.open_scan_requested)
+        scan = button("Open scan…", "Look at one scan without a study", self.open_scan_requested.emit)
         study = QPushButton("Study")
         study.setToolTip("Open or make a study, add scans, export labels")
         menu = QMenu(study)
@@ -148,7 +139,7 @@ class PromptPanel(QScrollArea):
         self.case = QComboBox()
         self.case.setToolTip("Cases of the study; J opens the next unlabelled one")
         self.case.activated.connect(lambda _: self.case_chosen.emit(self.case.currentData()))
-        self._progress_label = _small("")
+        self._progress_label = small("")
         form.addRow("Case", self.case)
         form.addRow("", self._progress_label)
         self.structure = QComboBox()
@@ -156,7 +147,7 @@ class PromptPanel(QScrollArea):
         self.structure.activated.connect(lambda _: self.structure_chosen.emit(self.structure.currentText()))
         row = QHBoxLayout()
         row.addWidget(self.structure, 1)
-        row.addWidget(_button("New…", "Add a structure to the study", self.new_structure_requested))
+        row.addWidget(button("New…", "Add a structure to the study", self.new_structure_requested.emit))
         form.addRow("Structure", row)
         return self._study_box
 
@@ -171,7 +162,7 @@ class PromptPanel(QScrollArea):
         self.model = QComboBox()
         self.model.setToolTip("The model that reads the prompt and predicts")
         self.model.activated.connect(lambda _: self.model_chosen.emit(self.model.currentText()))
-        self._run = _button("Run", "Run the prompt (Enter)", self.prompt.submit)
+        self._run = button("Run", "Run the prompt (Enter)", self.prompt.submit)
         row.addWidget(QLabel("Model"))
         row.addWidget(self.model, 1)
         row.addWidget(self._run)
@@ -179,7 +170,7 @@ class PromptPanel(QScrollArea):
         row = QHBoxLayout()
         self.progress = QProgressBar()
         self.progress.setTextVisible(True)
-        self._cancel = _button("Cancel", "Stop at once; what is there stays", self.cancel_requested)
+        self._cancel = button("Cancel", "Stop at once; what is there stays", self.cancel_requested.emit)
         row.addWidget(self.progress, 1)
         row.addWidget(self._cancel)
         layout.addLayout(row)
@@ -205,12 +196,12 @@ class PromptPanel(QScrollArea):
         self.start.setToolTip("What your label starts from")
         row = QHBoxLayout()
         row.addWidget(self.start, 1)
-        again = _button("Start over", "Put this mask into your label (can be undone)", self._emit_start)
+        again = button("Start over", "Put this mask into your label (can be undone)", self._emit_start)
         row.addWidget(again)
         form.addRow("Label from", row)
         row = QHBoxLayout()
-        row.addWidget(_button("Side by side", "Three linked views", lambda: self.view_chosen.emit(True)))
-        row.addWidget(_button("Stacked", "All masks on one image", lambda: self.view_chosen.emit(False)))
+        row.addWidget(button("Side by side", "Three linked views", lambda: self.view_chosen.emit(True)))
+        row.addWidget(button("Stacked", "All masks on one image", lambda: self.view_chosen.emit(False)))
         form.addRow("View", row)
         return self._mask_box
 
@@ -221,14 +212,14 @@ class PromptPanel(QScrollArea):
         self._state = QLabel()
         self._state.setWordWrap(True)
         grid.addWidget(self._state, 0, 0, 1, 3)
-        self.accept_button = _button("Accept  (A)", "The whole volume is judged: keep your label", self.accepted)
+        self.accept_button = button("Accept  (A)", "The whole volume is judged: keep your label", self.accepted.emit)
         self.accept_button.setStyleSheet("QPushButton { font-weight: bold; }")
         grid.addWidget(self.accept_button, 1, 0, 1, 3)
-        absent = _button("Absent (N)", "The structure is not in this scan", self.absent_marked)
-        skip = _button("Skip (K)", "Leave it unjudged and go on", self.skipped)
-        undo = _button("Undo (U)", "Go back to the judgement before; nothing is deleted", self.label_undone)
-        for column, button in enumerate((absent, skip, undo)):
-            grid.addWidget(button, 2, column)
+        absent = button("Absent (N)", "The structure is not in this scan", self.absent_marked.emit)
+        skip = button("Skip (K)", "Leave it unjudged and go on", self.skipped.emit)
+        undo = button("Undo (U)", "Go back to the judgement before; nothing is deleted", self.label_undone.emit)
+        for column, judgement in enumerate((absent, skip, undo)):
+            grid.addWidget(judgement, 2, column)
         return self._judge_box
 
     def _emit_start(self) -> None:
@@ -325,26 +316,12 @@ class PromptPanel(QScrollArea):
 
     def enable_judging(self, on: bool) -> None:
         """No judgement while a job for this case runs."""
-        for button in self._judge_box.findChildren(QPushButton):
-            button.setEnabled(on)
+        for each in self._judge_box.findChildren(QPushButton):
+            each.setEnabled(on)
 
 
 def _dice(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.2f}"
-
-
-def _button(text: str, tip: str, action: object) -> QPushButton:
-    button = QPushButton(text)
-    button.setToolTip(tip)
-    button.clicked.connect(lambda: action.emit() if hasattr(action, "emit") else action())  # type: ignore[operator]
-    return button
-
-
-def _small(text: str) -> QLabel:
-    label = QLabel(text)
-    label.setWordWrap(True)
-    label.setStyleSheet("QLabel { color: #9aa0a6; }")
-    return label
 
 
 def _form(box: QWidget) -> QFormLayout:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import pyqtgraph
-from qtpy.QtCore import Qt, Signal
+from qtpy.QtCore import Signal
 from qtpy.QtGui import QFont
 from qtpy.QtWidgets import (
     QComboBox,
-    QFrame,
     QHBoxLayout,
     QHeaderView,
-    QLabel,
     QProgressBar,
-    QPushButton,
-    QScrollArea,
     QTableWidget,
     QTableWidgetItem,
-    QVBoxLayout,
     QWidget,
 )
+
+from napari_amvlm.panels.parts import Panel, button, wrapped
 
 COLOURS = ("#2fb5d2", "#f2a93b", "#e0457b", "#7bc96f", "#b48ead", "#d0d0d0")
 
@@ -60,7 +57,7 @@ class Curves(pyqtgraph.PlotWidget):
         self._curves.clear()
 
 
-class TrainPanel(QScrollArea):
+class TrainPanel(Panel):
     """The panel *Train*."""
 
     start_requested = Signal()
@@ -70,28 +67,23 @@ class TrainPanel(QScrollArea):
 
     def __init__(self) -> None:
         super().__init__()
-        self.setWidgetResizable(True)
-        self.setFrameShape(QFrame.Shape.NoFrame)
-        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        body = QWidget()
-        self._layout = QVBoxLayout(body)
-        self._counts = _wrapped()
-        self._notice = _wrapped()
-        self._layout.addWidget(self._counts)
-        self._layout.addWidget(self._notice)
+        self._counts = wrapped()
+        self._notice = wrapped()
+        self.column.addWidget(self._counts)
+        self.column.addWidget(self._notice)
         self._form = QWidget()
-        self._layout.addWidget(self._form)
+        self.column.addWidget(self._form)
         row = QHBoxLayout()
-        self.start = _button("Start", "Train on the accepted labels, in a process of its own", self.start_requested)
-        self.stop = _button("Stop", "Save a usable model and end", self.stop_requested)
-        self.resume = _button("Resume", "Go on from the last checkpoint", self.resume_requested)
-        for button in (self.start, self.stop, self.resume):
-            row.addWidget(button)
-        self._layout.addLayout(row)
+        self.start = button("Start", "Train on the accepted labels, in a process of its own", self.start_requested.emit)
+        self.stop = button("Stop", "Save a usable model and end", self.stop_requested.emit)
+        self.resume = button("Resume", "Go on from the last checkpoint", self.resume_requested.emit)
+        for each in (self.start, self.stop, self.resume):
+            row.addWidget(each)
+        self.column.addLayout(row)
         self.progress = QProgressBar()
-        self._layout.addWidget(self.progress)
-        self._stage = _wrapped()
-        self._layout.addWidget(self._stage)
+        self.column.addWidget(self.progress)
+        self._stage = wrapped()
+        self.column.addWidget(self._stage)
         self.table = QTableWidget(0, 3)
         self.table.setHorizontalHeaderLabels(["Validation Dice", "before", "after"])
         header = self.table.horizontalHeader()
@@ -99,32 +91,25 @@ class TrainPanel(QScrollArea):
         header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
         self.table.verticalHeader().setVisible(False)
         self.table.setEditTriggers(QTableWidget.EditTrigger.NoEditTriggers)
-        self._layout.addWidget(self.table)
-        self.use = _button("Use the new model", "Choose it in Segment with text", self.use_model_requested)
-        self._layout.addWidget(self.use)
+        self.column.addWidget(self.table)
+        self.use = button("Use the new model", "Choose it in Segment with text", self.use_model_requested.emit)
+        self.column.addWidget(self.use)
         self.losses = Curves("Losses by step")
         self.dice = Curves("Dice on validation cases by step")
-        self._layout.addWidget(self.losses)
-        self._layout.addWidget(self.dice)
-        self._layout.addStretch()
-        research = _wrapped("Research use only, not for diagnosis.")
-        research.setStyleSheet("QLabel { color: #9aa0a6; }")
-        self._layout.addWidget(research)
-        self.setWidget(body)
-        self.setMinimumWidth(380)
+        self.column.addWidget(self.losses)
+        self.column.addWidget(self.dice)
+        self.finish(380)
         self.show_no_study()
 
     def set_form(self, form: QWidget) -> None:
         """Put the settings form, built from config.py, in its place."""
-        self._layout.replaceWidget(self._form, form)
+        self.column.replaceWidget(self._form, form)
         self._form.deleteLater()
         self._form = form
         form.setMinimumWidth(0)
         for combo in form.findChildren(QComboBox):
             combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        body = self.widget()
-        if body is not None:
-            self.setMinimumWidth(max(380, body.minimumSizeHint().width() + 30))
+        self.fit_width(380)
 
     def show_no_study(self) -> None:
         self._counts.setText("Open a study first: Plugins ▸ AMVLM ▸ Segment with text.")
@@ -179,16 +164,3 @@ class TrainPanel(QScrollArea):
         height = self.table.horizontalHeader().height() + sum(self.table.rowHeight(r) for r in range(len(rows))) + 4
         self.table.setFixedHeight(height)
         self.use.setVisible(True)
-
-
-def _wrapped(text: str = "") -> QLabel:
-    label = QLabel(text)
-    label.setWordWrap(True)
-    return label
-
-
-def _button(text: str, tip: str, signal: object) -> QPushButton:
-    button = QPushButton(text)
-    button.setToolTip(tip)
-    button.clicked.connect(lambda: signal.emit())  # type: ignore[attr-defined]
-    return button

@@ -9,20 +9,10 @@ from typing import Any
 
 import pytest
 
-from amvlm.sample import copy_sample_study
 from napari_amvlm.controller import Controller
 from napari_amvlm.widgets import SegmentWithText, Train
 
 WAIT_MS = 60_000
-
-
-@pytest.fixture(scope="session")
-def sample_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sample") / "study"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("names")))
-        copy_sample_study(folder)
-    return folder
 
 
 @pytest.fixture

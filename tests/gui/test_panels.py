@@ -143,3 +143,21 @@ def test_errors_are_sentences_and_the_worker_lives_on(worker: Worker, qtbot: Any
     qtbot.waitUntil(lambda: results == [7])
     assert told[0] == "the scan is upside down. Turn it."
     assert "boom" in told[1]
+
+
+def test_every_button_signals(qtbot: Any) -> None:
+    panel = PromptPanel()
+    qtbot.addWidget(panel)
+    panel.show_open(in_study=True)
+    signals = {
+        "Open scan…": panel.open_scan_requested, "New…": panel.new_structure_requested,
+        "Cancel": panel.cancel_requested,
+        "Accept  (A)": panel.accepted, "Absent (N)": panel.absent_marked, "Skip (K)": panel.skipped,
+        "Undo (U)": panel.label_undone, "Start over": panel.start_requested, "Stacked": panel.view_chosen,
+    }  # fmt: skip
+    from qtpy.QtWidgets import QPushButton
+
+    buttons = {button.text(): button for button in panel.findChildren(QPushButton)}
+    for text, signal in signals.items():
+        with qtbot.waitSignal(signal, timeout=1000):
+            buttons[text].click()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import pytest
 
 from amvlm.config import EncoderSettings, GeneratorSettings, StudentSettings
 from amvlm.models import AmvlmModel, KnownStructure, ModelCard, VisionLanguageModel, build_generator, build_student
-from amvlm.sample import copy_sample_study
 from amvlm.store import LabelStore
 
 
@@ -33,19 +33,8 @@ def build_model() -> Callable[..., AmvlmModel]:
     return _build_model
 
 
-@pytest.fixture(scope="session")
-def _sample_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sample") / "study"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("names")))
-        copy_sample_study(folder)
-    return folder
-
-
 @pytest.fixture
-def sample_store(_sample_template: Path, tmp_path: Path) -> LabelStore:
+def sample_store(sample_template: Path, tmp_path: Path) -> LabelStore:
     """A fresh copy of the sample study, the start set accepted."""
-    import shutil
-
-    shutil.copytree(_sample_template, tmp_path / "study")
+    shutil.copytree(sample_template, tmp_path / "study")
     return LabelStore(tmp_path / "study")

@@ -9,14 +9,14 @@ import torch
 
 from amvlm.config import TrainSettings
 from amvlm.events import AnyEvent, Progress
-from amvlm.learning.augment import strong_intensity, weak_view
+from amvlm.learning.batches import labelled_batch
 from amvlm.learning.calibration import CaseLogits, case_logits, fit_text_weights
 from amvlm.learning.context import Context
 from amvlm.learning.ema import follow
 from amvlm.learning.generator_loss import mask_supervision
 from amvlm.learning.networks import Calibration, Networks
 from amvlm.learning.runtime import Clock
-from amvlm.learning.study import LabelledCase, TextTable, sample_labelled
+from amvlm.learning.study import LabelledCase, TextTable
 from amvlm.losses import masked_dice_bce
 
 SHARE_OF_STEPS = 0.2
@@ -56,10 +56,8 @@ def _fit(
         if context.run.stop_asked():
             return
         rng, noise = context.chance(settings, 10 + fold, step)
-        places, masks, known = sample_labelled(labelled, settings.batch_size, rng)
-        text = networks.embeddings[table.rows([case_id for case_id, _ in places], rng)]
-        image, masks = weak_view(context.bank.slabs(places), masks, context.flip_axis, noise)
-        image, masks, known = (x.to(context.device) for x in (strong_intensity(image, noise), masks, known))
+        places, image, masks, known = labelled_batch(context, labelled, settings.batch_size, rng, noise)
+        text = networks.embeddings[table.rows(places, rng)]
         student.train()
         generator.train()
         loss, _ = mask_supervision(generator, image, text, masks, known, networks.foreground)

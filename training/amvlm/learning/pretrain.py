@@ -14,13 +14,14 @@ from amvlm.config import PretrainSettings, StudentSettings, TrainSettings
 from amvlm.errors import UserError
 from amvlm.events import AnyEvent, Finished, Note, Progress, Started
 from amvlm.learning.augment import strong_intensity, weak_view
+from amvlm.learning.batches import labelled_batch
 from amvlm.learning.captioned import BAG, CaptionedImage, CaptionedImages, bags, positives_of
 from amvlm.learning.context import Context, flip_axis_of
 from amvlm.learning.ema import follow, make_teacher
 from amvlm.learning.generator_loss import mask_supervision, text_grounding
 from amvlm.learning.runtime import Clock, Means, choose_precision, start_accelerator
 from amvlm.learning.slices import SliceBank
-from amvlm.learning.study import LabelledCase, Study, TextTable, load_labelled, open_study, priors, sample_labelled
+from amvlm.learning.study import LabelledCase, Study, TextTable, load_labelled, open_study, priors
 from amvlm.losses import bag_similarity, multi_positive_info_nce
 from amvlm.models import AmvlmModel, KnownStructure, ModelCard, VisionLanguageModel, build_generator, build_student
 from amvlm.models.generator import FrozenLinear, TextMaskGenerator
@@ -201,13 +202,9 @@ def _teach_generator(
         generator.train()
         losses: dict[str, Tensor] = {}
         if labelled:
-            places, masks, known = sample_labelled(labelled, settings.batch_size, rng)
-            rows = table.rows([case_id for case_id, _ in places], rng)
-            image, moved = weak_view(context.bank.slabs(places), masks, context.flip_axis, noise)
-            image = strong_intensity(image, noise).to(context.device)
-            losses["L_mask"], _ = mask_supervision(
-                network, image, embeddings[rows], moved.to(context.device), known.to(context.device), foreground
-            )
+            places, image, masks, known = labelled_batch(context, labelled, settings.batch_size, rng, noise)
+            text = embeddings[table.rows(places, rng)]
+            losses["L_mask"], _ = mask_supervision(network, image, text, masks, known, foreground)
         if isinstance(generator, FrozenLinear) and captioned.contrast:
             batch = captioned.draw(settings.batch_size, rng)
             losses["L_tg"] = _grounding(context, vlm, generator, batch, noise, float(foreground.mean()))

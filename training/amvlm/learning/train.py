@@ -12,6 +12,7 @@ from amvlm.config import TrainSettings
 from amvlm.errors import UserError
 from amvlm.events import AnyEvent, Finished, Note, Progress, Started, Validation
 from amvlm.learning.augment import cut_mix, strong_intensity, weak_view
+from amvlm.learning.batches import labelled_batch
 from amvlm.learning.calibration import case_logits, enough, fit_text_weights, mean_dices
 from amvlm.learning.checkpoint import load_checkpoint, save_checkpoint
 from amvlm.learning.context import Context, flip_axis_of
@@ -27,7 +28,6 @@ from amvlm.learning.study import (
     TextTable,
     load_labelled,
     open_study,
-    sample_labelled,
     sample_unlabelled,
 )
 from amvlm.losses import confident_bce, consistency_weight, masked_dice_bce, soft_dice_bce
@@ -113,10 +113,8 @@ def _loop(
         if context.run.stop_asked():
             break
         rng, noise = context.chance(settings, 2, step)
-        places, masks, known = sample_labelled(labelled, settings.batch_size, rng)
-        text = networks.embeddings[table.rows([case_id for case_id, _ in places], rng)]
-        image, masks = weak_view(context.bank.slabs(places), masks, context.flip_axis, noise)
-        image, masks, known = (x.to(context.device) for x in (strong_intensity(image, noise), masks, known))
+        places, image, masks, known = labelled_batch(context, labelled, settings.batch_size, rng, noise)
+        text = networks.embeddings[table.rows(places, rng)]
         student.train()
         generator.train()
         losses: dict[str, Tensor] = {}

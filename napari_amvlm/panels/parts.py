@@ -1,0 +1,54 @@
+"""What the panels share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QFrame, QLabel, QPushButton, QScrollArea, QVBoxLayout, QWidget
+
+RESEARCH_ONLY = "Research use only, not for diagnosis."
+
+
+class Panel(QScrollArea):
+    """A dock panel that scrolls down and never sideways; widgets go into ``column``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setWidgetResizable(True)
+        self.setFrameShape(QFrame.Shape.NoFrame)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.body = QWidget()
+        self.column = QVBoxLayout(self.body)
+
+    def finish(self, least_width: int) -> None:
+        """Add the notice at the foot; be wide enough that nothing is cut off."""
+        self.column.addStretch()
+        self.column.addWidget(small(RESEARCH_ONLY))
+        self.setWidget(self.body)
+        self.fit_width(least_width)
+
+    def fit_width(self, least_width: int) -> None:
+        self.setMinimumWidth(max(least_width, self.body.minimumSizeHint().width() + 24))
+
+
+def button(text: str, tip: str, action: Callable[[], Any]) -> QPushButton:
+    """A push button with a tooltip; ``action`` is called without arguments."""
+    made = QPushButton(text)
+    made.setToolTip(tip)
+    made.clicked.connect(lambda: action())
+    return made
+
+
+def wrapped(text: str = "") -> QLabel:
+    label = QLabel(text)
+    label.setWordWrap(True)
+    return label
+
+
+def small(text: str) -> QLabel:
+    """Secondary text."""
+    label = wrapped(text)
+    label.setStyleSheet("QLabel { color: #9aa0a6; }")
+    return label
