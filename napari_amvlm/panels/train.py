@@ -21,12 +21,11 @@ COLOURS = ("#2fb5d2", "#f2a93b", "#e0457b", "#7bc96f", "#b48ead", "#d0d0d0")
 
 
 class Curves(pyqtgraph.PlotWidget):
-    """Named curves over steps, a legend, and nothing to click away."""
+    """Named curves over steps, and nothing to click away."""
 
     def __init__(self, title: str) -> None:
         super().__init__(background=None)
-        self.setTitle(title, size="10pt")
-        self.addLegend(offset=(-4, 4), labelTextSize="7pt", verSpacing=-6, brush=(38, 41, 48, 215))
+        self._title = title
         self.setMouseEnabled(False, False)
         self.hideButtons()
         self.setMenuEnabled(False)
@@ -38,6 +37,7 @@ class Curves(pyqtgraph.PlotWidget):
         self.setLabel("bottom", "")
         self._points: dict[str, tuple[list[float], list[float]]] = {}
         self._curves: dict[str, pyqtgraph.PlotDataItem] = {}
+        self._show_names()
 
     def add(self, name: str, step: float, value: float) -> None:
         """Add one point."""
@@ -48,13 +48,22 @@ class Curves(pyqtgraph.PlotWidget):
             colour = COLOURS[len(self._curves) % len(COLOURS)]
             self._curves[name] = self.plot(pen=pyqtgraph.mkPen(colour, width=2), name=name, symbol="o", symbolSize=3,
                                            symbolBrush=colour, symbolPen=None)  # fmt: skip
+            self._show_names()
         self._curves[name].setData(xs, ys)
+
+    def _show_names(self) -> None:
+        """Names in their curves' colours, in the title: a legend would cover the curves."""
+        names = " · ".join(
+            f"<span style='color:{COLOURS[n % len(COLOURS)]}'>{name}</span>" for n, name in enumerate(self._curves)
+        )
+        self.setTitle(f"{self._title}<br>{names}" if names else self._title, size="8pt")
 
     def reset(self) -> None:
         for curve in self._curves.values():
             self.removeItem(curve)
         self._points.clear()
         self._curves.clear()
+        self._show_names()
 
 
 class TrainPanel(Panel):
