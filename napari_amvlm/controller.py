@@ -208,6 +208,10 @@ class Controller(QObject):
         store = self.guard(lambda: LabelStore(folder))
         if store is None:
             return
+        self._leave_case()  # into its own study, before another one takes its place
+        if self.layers is not None:
+            self.layers.remove()
+            self.layers = None
         self.store = store
         names = [structure.name for structure in store.structures()]
         self.structure = self.structure if self.structure in names else (names[0] if names else "")

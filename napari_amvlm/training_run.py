@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from qtpy.QtCore import QObject, QTimer, Signal
@@ -18,7 +17,6 @@ from amvlm.store import LabelStore
 from amvlm.store.runs import RunFolder
 
 POLL_MS = 400
-STARTING_S = 60.0
 
 
 class TrainingRun(QObject):
@@ -31,7 +29,6 @@ class TrainingRun(QObject):
         super().__init__(parent)
         self.run = run
         self._reader = EventReader(run.path / "events.jsonl")
-        self._started = time.monotonic()
         self._timer = QTimer(self)
         self._timer.timeout.connect(self.poll)
         self._timer.start(POLL_MS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -166,6 +167,21 @@ def test_unsaved_work_comes_back(window: Any, study: Path) -> None:
     window.wait(lambda: window.controller.open_case_id == case_id and not window.controller.worker.busy)
     assert np.array_equal(window.controller.layers.labels[LABEL].data, painted)
     assert "restored" in window.notice
+
+
+def test_unsaved_work_stays_in_its_own_study(window: Any, study: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(study, other)
+    window.open(study)
+    case_id = window.controller.open_case_id
+    label = window.controller.layers.labels[LABEL]
+    label.paint(tuple(n // 2 for n in label.data.shape), 1)
+    window.controller.open_study(other)
+    window.controller.judging.accept()  # nothing of the old study can be judged in the new one
+    window.wait(lambda: window.controller.layers is not None and not window.controller.worker.busy)
+    assert LabelStore(study).load_draft(case_id, STRUCTURE)
+    assert not LabelStore(other).load_draft(case_id, STRUCTURE)
+    assert LabelStore(other).current(case_id, STRUCTURE) is None
 
 
 def test_structures_are_judged_apart(window: Any, study: Path) -> None:
