@@ -13,8 +13,8 @@ from amvlm.text import (
     for_model_side,
     names_a_side,
     normalise_caption,
-    slice_caption,
     swap_sides,
+    written_caption,
 )
 
 
@@ -55,9 +55,10 @@ def test_right_to_left_text_is_a_prompt_like_any_other() -> None:
     assert checked_prompt("الكبد") == "الكبد"
 
 
-def test_slice_captions_say_level_and_size() -> None:
-    assert slice_caption("liver", 0, 30, 10, 100) == "liver, lower third, small"
-    assert slice_caption("liver", 29, 30, 100, 100) == "liver, upper third, large"
+def test_written_captions_say_count_level_size_and_side() -> None:
+    assert written_caption("liver", count=1, level="lower", size="small") == "liver, one area, lower third, small"
+    found = written_caption("lesion", count=3, level="upper", size="large", side="left")
+    assert found == "lesion, three areas, upper third, large, left side"
 
 
 def test_shuffled_captions_leave_none_in_its_place() -> None:

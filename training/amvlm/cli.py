@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -17,6 +17,9 @@ from amvlm.config import PretrainSettings, TrainSettings
 from amvlm.errors import UserError
 from amvlm.flags import with_settings
 from amvlm.following import console, follow
+
+if TYPE_CHECKING:
+    from amvlm.store.runs import RunFolder
 
 app = typer.Typer(
     help="Label medical images with words. Research use only, not for diagnosis.",
@@ -54,22 +57,34 @@ def import_(
     typer.echo(report.sentence())
 
 
+def _run_folder(store: Path, run: str, resume: bool) -> RunFolder:
+    from amvlm.store.runs import RunFolder
+
+    if resume and not (run and (store / "runs" / run).is_dir()):
+        raise UserError("there is no such run to resume", remedy="Name it: --run NAME --resume")
+    return RunFolder(store / "runs" / run) if run else RunFolder.new(store)
+
+
 @app.command()
 @with_settings(PretrainSettings)
 def pretrain(
     store: StoreFolder,
     settings: PretrainSettings,
     name: Annotated[str, typer.Option(help="the model's name")] = "",
+    run: Annotated[str, typer.Option(help="name of the run's folder; with --resume, the run to go on with")] = "",
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the run's newest checkpoint")] = False,
 ) -> None:
     """Pre-train the vision-language model and the text mask generator on a study."""
-    from amvlm.learning import RunFolder
     from amvlm.learning import pretrain as run_pretraining
     from amvlm.store import LabelStore
 
     opened = LabelStore(store)
-    run = RunFolder.new(opened.folder)
-    with run:
-        follow(run_pretraining(opened, settings, run, name or f"base-{run.name}"), run)
+    folder = _run_folder(opened.folder, run, resume)
+    with folder:
+        if resume:
+            config = folder.read_config()
+            settings, name = PretrainSettings(**config["settings"]), str(config["model"])
+        follow(run_pretraining(opened, settings, folder, name or f"base-{folder.name}", resume), folder)
 
 
 @app.command()
@@ -84,15 +99,12 @@ def train(
 ) -> None:
     """Train on accepted labels and on the rest of the study (the same as amvlm-train)."""
     from amvlm.inference.catalogue import base_model
-    from amvlm.learning import RunFolder
     from amvlm.learning import train as run_training
     from amvlm.models import AmvlmModel
     from amvlm.store import LabelStore
 
     opened = LabelStore(store)
-    if resume and not (run and (opened.folder / "runs" / run).is_dir()):
-        raise UserError("there is no such run to resume", remedy="Name it: --run NAME --resume")
-    folder = RunFolder(opened.folder / "runs" / run) if run else RunFolder.new(opened.folder)
+    folder = _run_folder(opened.folder, run, resume)
     with folder:
         if resume:
             config = folder.read_config()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -16,8 +16,8 @@ class Settings(BaseModel):
 class EncoderSettings(Settings):
     """Which encoders the vision-language model is built from."""
 
-    image_encoder: str = Field("tiny", title="Image encoder", description="'tiny', a hub id or a local folder")
-    text_encoder: str = Field("tiny", title="Text encoder", description="'tiny', a hub id or a local folder")
+    image_encoder: str = Field("tiny", title="Image encoder", description="tiny, small, paper, a hub id or a folder")
+    text_encoder: str = Field("tiny", title="Text encoder", description="tiny, small, paper, a hub id or a folder")
     image_size: int = Field(112, title="Image size (px)", ge=16, le=1024, multiple_of=8)
     embedding_size: int = Field(128, title="Embedding size", ge=8, le=1024)
 
@@ -55,15 +55,64 @@ class LoopSettings(Settings):
     threads: int = Field(0, title="CPU threads", ge=0, le=256, description="0 leaves torch's own choice")
 
 
-class PretrainSettings(LoopSettings):
-    """``amvlm pretrain``: align images with captions, then teach the text mask generator."""
+Captions = Literal["true", "shuffled", "empty"]
+_PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {"learning_rate": 1e-3, "encoders": {"image_encoder": "tiny", "text_encoder": "tiny", "image_size": 112}},
+    "small": {
+        "learning_rate": 1e-4,
+        "encoders": {"image_encoder": "small", "text_encoder": "small", "image_size": 224},
+    },
+    "paper": {
+        "learning_rate": 5e-5,
+        "encoders": {"image_encoder": "paper", "text_encoder": "paper", "image_size": 224},
+    },
+}
 
+
+class PretrainSettings(LoopSettings):
+    """``amvlm pretrain``: L_ita + 0.5·L_css + 0.1·L_pdt + 0.1·L_local + 0.1·L_icl, then the text mask generator."""
+
+    preset: Literal["tiny", "small", "paper"] = Field(
+        "tiny", title="Preset", description="encoders, image size and learning rate, where not given one by one"
+    )
     steps: int = Field(600, title="Contrastive steps", ge=0, le=1_000_000)
     generator_steps: int = Field(1000, title="Generator steps", ge=0, le=1_000_000)
+    generator_learning_rate: float = Field(1e-3, title="Generator's learning rate", gt=0, le=1)
+    batch_size: int = Field(32, title="Batch size (images, over all processes)", ge=1, le=4096)
+    validate_every: int = Field(0, title="Validate every (steps)", ge=0, description="0: once per epoch")
+    checkpoint_every: int = Field(250, title="Checkpoint every (steps)", ge=1)
+    patience: int = Field(5, title="Early stopping: validations without a better loss", ge=1)
     temperature: float = Field(0.07, title="Temperature τ", gt=0, le=1)
     positives: Literal["multi_positive", "diagonal"] = Field("multi_positive", title="Positives")
+    uncertainty: Literal["exp", "exp_paper", "sigmoid"] = Field("exp", title="Form of g in L_css")
+    css_weight: float = Field(0.5, title="Weight of L_css", ge=0, le=10, description="0 switches it off, L_pdt too")
+    pdt_weight: float = Field(0.1, title="Weight of L_pdt", ge=0, le=10)
+    local_weight: float = Field(0.1, title="Weight of L_local", ge=0, le=10)
+    icl_weight: float = Field(0.1, title="Weight of L_icl", ge=0, le=10)
+    grounding_weight: float = Field(1.0, title="Weight of L_tg (frozen_linear)", ge=0, le=10)
+    momentum: float = Field(0.995, title="EMA decay of the momentum encoders", ge=0, lt=1)
+    captions: Captions = Field("true", title="Captions in training", description="shuffled and empty are the controls")
+    side_prompts: float = Field(
+        0.25, title="Share of one-sided prompts", ge=0, le=1,
+        description="of findings on both sides: half of the caption with half of the mask",
+    )  # fmt: skip
+    both_sides: bool = Field(
+        False, title="Every image holds both sides", description="captions written from masks may then name a side"
+    )
     encoders: EncoderSettings = Field(default_factory=EncoderSettings, title="Encoders")
     generator: GeneratorSettings = Field(default_factory=GeneratorSettings, title="Text mask generator")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, given: Any) -> Any:
+        """What is not given comes from the preset."""
+        if not isinstance(given, dict) or given.get("preset", "tiny") not in _PRESETS:
+            return given
+        preset = _PRESETS[given.get("preset", "tiny")]
+        encoders = given.get("encoders", {})
+        if isinstance(encoders, dict):
+            given = {**given, "encoders": {**preset["encoders"], **encoders}}
+        return {"learning_rate": preset["learning_rate"], **given}
 
 
 class TrainSettings(LoopSettings):
@@ -75,9 +124,7 @@ class TrainSettings(LoopSettings):
         description="image_only and labelled_only are the controls",
     )
     merge: Literal["gated", "logit_mean"] = Field("gated", title="Merge of text mask and teacher")
-    captions: Literal["true", "shuffled", "empty"] = Field(
-        "true", title="Captions in training", description="shuffled and empty are the controls"
-    )
+    captions: Captions = Field("true", title="Captions in training", description="shuffled and empty are the controls")
     ema_decay: float = Field(0.99, title="Teacher's EMA decay", ge=0, lt=1)
     ramp_up: float = Field(0.3, title="Ramp-up (share of steps)", gt=0, le=1)
     confidence: float = Field(0.9, title="Pseudo-label confidence", ge=0.5, lt=1)

@@ -26,6 +26,10 @@ class Overlap:
         predicted, truth = predicted.bool(), truth.bool()
         return cls(int((predicted & truth).sum()), int(predicted.sum()), int(truth.sum()))
 
+    def __add__(self, other: Overlap) -> Overlap:
+        """Counts of two parts of one case."""
+        return Overlap(self.both + other.both, self.predicted + other.predicted, self.truth + other.truth)
+
     @property
     def dice(self) -> float:
         """2|A∩B| / (|A|+|B|) in [0, 1]; NaN for an empty truth."""

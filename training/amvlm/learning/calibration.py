@@ -6,11 +6,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from amvlm.learning.context import Context
-from amvlm.learning.study import LabelledCase, TextTable
+from amvlm.learning.study import LabelledCase
+from amvlm.learning.texts import TextTable
 from amvlm.losses import merged_logits
 from amvlm.metrics import Overlap
 
@@ -30,7 +32,7 @@ class CaseLogits:
         """Dice at network resolution; NaN where unjudged or empty."""
         if not self.case.known[structure]:
             return math.nan
-        truth = torch.from_numpy(self.case.masks[structure])
+        truth = torch.from_numpy(np.array(self.case.masks[structure]))
         return Overlap.of(logits[structure].cpu() > 0, truth).dice
 
 
@@ -51,7 +53,7 @@ def case_logits(
     for case in cases:
         text = embeddings[table.rows([case.case_id], None)]
         found: list[tuple[Tensor, Tensor]] = []
-        depth = case.masks.shape[1]
+        depth = case.depth
         for begin in range(0, depth, batch_size):
             wanted = [(case.case_id, z) for z in range(begin, min(depth, begin + batch_size))]
             image = context.bank.slabs(wanted).to(context.device)
@@ -81,7 +83,7 @@ def fit_text_weights(found: Sequence[CaseLogits], structures: int) -> list[float
 
 def enough(cases: Sequence[LabelledCase], structures: int) -> bool:
     """True when every structure was judged, and is there, in at least five of the cases."""
-    return all(sum(bool(case.masks[s].any()) for case in cases) >= ENOUGH_CASES for s in range(structures))
+    return all(sum(bool(case.areas[s].any()) for case in cases) >= ENOUGH_CASES for s in range(structures))
 
 
 def mean_dices(

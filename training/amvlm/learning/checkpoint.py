@@ -27,7 +27,7 @@ def save_checkpoint(
 ) -> None:
     """Write ``checkpoint-<step>``; the state file comes last, so a folder without it is not a checkpoint."""
     folder = run_folder / f"checkpoint-{step:07d}"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
     for part, network in networks.items():
         tensors |= {f"{part}.{name}": tensor for name, tensor in network.state_dict().items()}

@@ -16,7 +16,6 @@ from amvlm.learning.runtime import learning_rate_factor
 from amvlm.learning.slices import SliceBank
 from amvlm.learning.study import Study
 from amvlm.store.runs import RunFolder
-from amvlm.text import names_a_side
 
 
 @dataclass
@@ -34,11 +33,25 @@ class Context:
         device: torch.device = self.accelerator.device
         return device
 
-    def chance(self, settings: LoopSettings, stage: int, step: int) -> tuple[Rng, torch.Generator]:
-        """Chance keyed by (seed, stage, step, process): a resumed run draws what the unbroken one drew."""
-        rng = np.random.default_rng((settings.seed, stage, step, self.accelerator.process_index))
+    def chance(self, settings: LoopSettings, stage: int, step: int) -> Rng:
+        """Chance keyed by (seed, stage, step), the same in every process; a resumed run draws what the whole one drew.
+
+        Also seeds torch's own generator, which dropout uses.
+        """
+        rng = np.random.default_rng((settings.seed, stage, step))
         torch.manual_seed(int(rng.integers(2**62)))
-        return rng, torch.Generator().manual_seed(int(rng.integers(2**62)))
+        return rng
+
+    @property
+    def processes(self) -> int:
+        count: int = self.accelerator.num_processes
+        return count
+
+    def share(self, count: int) -> slice:
+        """The rows of a global batch of ``count`` that this process computes."""
+        each = count // self.processes
+        begin = each * int(self.accelerator.process_index)
+        return slice(begin, begin + each)
 
     def optimise(
         self,
@@ -48,19 +61,20 @@ class Context:
         settings: LoopSettings,
         step: int,
         steps: int,
+        learning_rate: float = 0.0,
     ) -> None:
-        """One update under warm-up and cosine, gradients clipped to norm 1."""
+        """One update under warm-up and cosine, gradients clipped to norm 1; ``learning_rate`` 0 is the settings'."""
         for group in optimiser.param_groups:
-            group["lr"] = settings.learning_rate * learning_rate_factor(step, steps, settings.warmup)
+            group["lr"] = (learning_rate or settings.learning_rate) * learning_rate_factor(step, steps, settings.warmup)
         optimiser.zero_grad()
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_([p for network in networks for p in network.parameters()], 1.0)
         optimiser.step()
 
 
-def flip_axis_of(study: Study, texts: list[str]) -> int | None:
-    """The network's array axis that runs left-right, or None where mirroring would make a text untrue."""
-    if any(names_a_side(text) for text in [*texts, *study.names]) or not study.cases:
+def flip_axis_of(study: Study) -> int | None:
+    """The network's array axis that runs left-right, or None where slices show no left and right."""
+    if not study.cases:
         return None
     case = next(iter(study.cases.values()))
     return None if SliceGrid.of(study.store.read_image(case), 16).axis == 0 else 2

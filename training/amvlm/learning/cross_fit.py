@@ -16,7 +16,8 @@ from amvlm.learning.ema import follow
 from amvlm.learning.generator_loss import mask_supervision
 from amvlm.learning.networks import Calibration, Networks
 from amvlm.learning.runtime import Clock
-from amvlm.learning.study import LabelledCase, TextTable
+from amvlm.learning.study import LabelledCase
+from amvlm.learning.texts import TextTable
 from amvlm.losses import masked_dice_bce
 
 SHARE_OF_STEPS = 0.2
@@ -55,13 +56,12 @@ def _fit(
     for step in range(steps):
         if context.run.stop_asked():
             return
-        rng, noise = context.chance(settings, 10 + fold, step)
-        places, image, masks, known = labelled_batch(context, labelled, settings.batch_size, rng, noise)
-        text = networks.embeddings[table.rows(places, rng)]
+        batch = labelled_batch(context, labelled, table, settings, 10 + fold, step, mirror=networks.mirror)
+        text = networks.embeddings[batch.text]
         student.train()
         generator.train()
-        loss, _ = mask_supervision(generator, image, text, masks, known, networks.foreground)
-        loss = loss + masked_dice_bce(student(image), masks, known)
+        loss, _ = mask_supervision(generator, batch.image, text, batch.masks, batch.known, networks.foreground)
+        loss = loss + masked_dice_bce(student(batch.image), batch.masks, batch.known)
         context.optimise(loss, [student, generator], optimiser, settings, step, steps)
         follow(networks.teacher, networks.student, step, settings.ema_decay)
         follow(networks.generator_teacher, networks.generator, step, settings.ema_decay)

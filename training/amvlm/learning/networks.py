@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from amvlm.config import TrainSettings
 from amvlm.learning.context import Context
 from amvlm.learning.ema import make_teacher
-from amvlm.learning.study import LabelledCase, Study, TextTable, priors
+from amvlm.learning.study import LabelledCase, Study, priors
+from amvlm.learning.texts import TextTable
 from amvlm.losses import merged_logits
 from amvlm.models import (
     AmvlmModel,
@@ -23,6 +24,7 @@ from amvlm.models import (
     build_generator,
     build_student,
 )
+from amvlm.text import names_a_side
 
 Calibration = Literal["uncalibrated", "validation cases", "cross-fit"]
 _NOTES = ("text_weights", "calibration", "best_score", "best_dices", "best_text_weights")
@@ -32,7 +34,8 @@ _NOTES = ("text_weights", "calibration", "best_score", "best_dices", "best_text_
 class Networks:
     """Student and generator learn; their averages (``teacher``, ``generator_teacher``) make targets and are kept.
 
-    ``embeddings`` is the frozen text encoder's table of all texts, (T, D); ``text_weights`` holds α per structure.
+    ``embeddings`` is the frozen text encoder's table of all texts, (T, D); ``text_weights`` holds α per structure;
+    ``mirror`` is False where an output stands for one side of the body.
     """
 
     vlm: VisionLanguageModel
@@ -43,6 +46,7 @@ class Networks:
     embeddings: Tensor
     foreground: Tensor
     text_weights: list[float]
+    mirror: bool = True
     calibration: Calibration = "uncalibrated"
     best_score: float = -1.0
     best_dices: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -76,6 +80,7 @@ class Networks:
         return cls(
             vlm, generator, make_teacher(generator), student, make_teacher(student), embeddings,
             torch.tensor(foreground, device=context.device), [0.5] * len(foreground),
+            mirror=not any(names_a_side(name) for name in context.study.names),
         )  # fmt: skip
 
     def prepare(self, context: Context, settings: TrainSettings) -> tuple[nn.Module, nn.Module, torch.optim.Optimizer]:

@@ -8,9 +8,11 @@ import time
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
 from amvlm.config import LoopSettings
+from amvlm.errors import UserError
 
 
 def fastest_precision(network: nn.Module, size: int) -> str:
@@ -35,7 +37,14 @@ def start_accelerator(settings: LoopSettings, precision: str) -> Accelerator:
     if settings.device == "cpu" and not PartialState._shared_state.get("_cpu", False):
         PartialState._reset_state()
     mixed = "bf16" if precision == "bf16" else "no"
-    return Accelerator(cpu=settings.device == "cpu", mixed_precision=mixed)
+    parallel = DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=mixed, kwargs_handlers=[parallel])
+    if settings.batch_size % accelerator.num_processes:
+        raise UserError(
+            f"a batch of {settings.batch_size} cannot be shared by {accelerator.num_processes} processes",
+            remedy="Choose a batch size that their number divides.",
+        )
+    return accelerator
 
 
 def choose_precision(settings: LoopSettings, network: nn.Module, size: int) -> str:
@@ -95,3 +104,40 @@ class Means:
         found = {name: round(float(total) / max(1, self._count), 5) for name, total in self._sums.items()}
         self._sums, self._count = {}, 0
         return found
+
+
+class FiniteWatch:
+    """Notices the first step whose loss is no number, without waiting for the device at each step."""
+
+    def __init__(self) -> None:
+        self._first: torch.Tensor | None = None
+        self._cases: dict[int, list[str]] = {}
+        self._names: dict[int, dict[str, torch.Tensor]] = {}
+
+    def see(self, step: int, losses: dict[str, torch.Tensor], case_ids: list[str]) -> None:
+        total = torch.stack([loss.detach().float() for loss in losses.values()]).sum()
+        if self._first is None:
+            self._first = torch.full((), -1, dtype=torch.int64, device=total.device)
+        self._first = torch.where((self._first < 0) & ~total.isfinite(), step, self._first)
+        self._cases[step] = case_ids
+        self._names[step] = {name: loss.detach() for name, loss in losses.items()}
+
+    def check(self) -> None:
+        """Wait for the device, and raise if a loss was not finite since the last check.
+
+        Raises
+        ------
+        UserError
+            Naming the step, the losses and the batch's cases.
+        """
+        first = -1 if self._first is None else int(self._first)
+        if first >= 0:
+            bad = [name for name, loss in self._names[first].items() if not bool(loss.isfinite())]
+            cases = ", ".join(dict.fromkeys(self._cases[first]))
+            raise UserError(
+                f"{' and '.join(bad)} became NaN at step {first + 1}; the batch held {cases}",
+                remedy="No model was saved; the last checkpoint is kept. Look at these cases, or lower the learning "
+                "rate.",
+            )
+        self._cases.clear()
+        self._names.clear()

@@ -6,6 +6,7 @@ import functools
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,13 +60,30 @@ class SliceBank:
         return torch.from_numpy(squares)
 
     def mask(self, revision: Revision) -> NDArray[np.uint8]:
-        """A revision's mask, (Z, size, size): a pixel belongs to it when at least half of its area does."""
-        return self._square_mask(self._cases[revision.case_id], self._store.read_mask(revision))
+        """A revision's mask, (Z, size, size), mapped from disk: a pixel belongs to it when half of its area does.
+
+        An ``absent`` revision gives zeros.
+        """
+        case = self._cases[revision.case_id]
+        if revision.mask_sha256 is None:
+            return np.broadcast_to(np.uint8(0), (self.depth(case.case_id), self.size, self.size))
+        path = self._folder / f"mask-{revision.mask_sha256}.npy"
+        if not path.is_file():
+            self._keep(path, self._square_mask(case, self._store.read_mask(revision)))
+        planes: NDArray[np.uint8] = np.load(path, mmap_mode="r")
+        return planes
 
     def _square_mask(self, case: Case, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
         grid = SliceGrid.of(self._store.read_image(case).with_array(mask), self.size)
         planes = torch.from_numpy(np.ascontiguousarray(grid.stack(mask))).float()[:, None]
         return (grid.to_square(planes)[:, 0] > 0.5).numpy().astype(np.uint8)
+
+    @staticmethod
+    def _keep(path: Path, array: NDArray[Any]) -> None:
+        beside = path.with_suffix(f".{uuid.uuid4().hex}.part")
+        with beside.open("wb") as stream:
+            np.save(stream, array)
+        beside.replace(path)
 
     def _path(self, case: Case) -> Path:
         return self._folder / f"{case.image_sha256}.npy"
@@ -79,7 +97,4 @@ class SliceBank:
         grid = SliceGrid.of(volume, self.size)
         planes = torch.from_numpy(IntensityScale.of(volume.array).apply(grid.stack(volume.array)))
         planes = planes.movedim(-1, 1) if planes.ndim == 4 else planes[:, None]
-        beside = self._path(case).with_suffix(f".{uuid.uuid4().hex}.part")
-        with beside.open("wb") as stream:
-            np.save(stream, grid.to_square(planes).numpy().astype(np.float16))
-        beside.replace(self._path(case))
+        self._keep(self._path(case), grid.to_square(planes).numpy().astype(np.float16))

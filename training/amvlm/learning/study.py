@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,26 +15,35 @@ from numpy.random import Generator as Rng
 from numpy.typing import NDArray
 from torch import Tensor
 
-from amvlm.config import TrainSettings
+from amvlm.config import Captions
 from amvlm.errors import UserError
 from amvlm.learning.slices import SliceBank
 from amvlm.store import Case, LabelStore, Revision, Snapshot, Structure
+from amvlm.store.runs import RunFolder
 from amvlm.text import class_derangement, normalise_caption
-
-PLAIN_PROMPT_SHARE = 0.2
 
 
 @dataclass
 class LabelledCase:
-    """One judged case: masks (S, Z, H, W) uint8 and which structures were judged, (S,)."""
+    """One judged case: a mask (Z, H, W) uint8 per structure, read from disk as needed, and which were judged, (S,)."""
 
     case_id: str
-    masks: NDArray[np.uint8]
+    masks: Sequence[NDArray[np.uint8]]
     known: NDArray[np.float32]
+
+    @functools.cached_property
+    def areas(self) -> NDArray[np.int64]:
+        """Pixels of each structure in each slice, (S, Z)."""
+        return np.stack([mask.sum((1, 2), dtype=np.int64) for mask in self.masks])
+
+    @property
+    def depth(self) -> int:
+        """Number of slices."""
+        return int(self.masks[0].shape[0])
 
     @property
     def slices_with_structure(self) -> NDArray[np.intp]:
-        return np.flatnonzero(self.masks.any(axis=(0, 2, 3)))
+        return np.flatnonzero(self.areas.any(axis=0))
 
 
 @dataclass
@@ -119,6 +130,31 @@ def open_study(
     )  # fmt: skip
 
 
+def with_controls(study: Study, captions: Captions, seed: int) -> Study:
+    """The study with its captions as a control has them: a derangement over caption classes, or empty (METHOD §7)."""
+    if captions == "true":
+        return study
+    swap = class_derangement(list(study.captions.values()), seed) if captions == "shuffled" else {}
+    changed = {key: swap.get(text, text) if captions == "shuffled" else "" for key, text in study.captions.items()}
+    return dataclasses.replace(study, captions=changed)
+
+
+def snapshot_of_run(store: LabelStore, run: RunFolder) -> Snapshot:
+    """The labels that a resumed run began with.
+
+    Raises
+    ------
+    UserError
+        If some of them are not in the study any more.
+    """
+    wanted = set(run.read_config()["revisions"])
+    pairs = {(case.case_id, s.name) for case in store.cases() for s in store.structures()}
+    found = [r for case_id, name in sorted(pairs) for r in store.history(case_id, name) if r.revision_id in wanted]
+    if len(found) != len(wanted):
+        raise UserError("revisions of this run are missing from the study", file=run.path, remedy="Start a new run.")
+    return Snapshot(store.store_id, tuple(found))
+
+
 def _captions(store: LabelStore, names: list[str], wanted: set[str]) -> dict[tuple[str, str], str]:
     found: dict[tuple[str, str], str] = {}
     for case_id, captions in store.captions().items():
@@ -129,52 +165,16 @@ def _captions(store: LabelStore, names: list[str], wanted: set[str]) -> dict[tup
 
 
 def load_labelled(bank: SliceBank, names: list[str], by_case: dict[str, dict[str, Revision]]) -> list[LabelledCase]:
-    """Masks of judged cases at network resolution."""
+    """Judged cases; their masks stay on disk at network resolution."""
     loaded = []
     for case_id, revisions in by_case.items():
         if not any(name in revisions for name in names):
             continue
-        masks = np.zeros((len(names), bank.depth(case_id), bank.size, bank.size), np.uint8)
-        known = np.zeros(len(names), np.float32)
-        for index, name in enumerate(names):
-            if name in revisions:
-                masks[index] = bank.mask(revisions[name])
-                known[index] = 1
+        nothing = np.broadcast_to(np.uint8(0), (bank.depth(case_id), bank.size, bank.size))
+        masks = [bank.mask(revisions[name]) if name in revisions else nothing for name in names]
+        known = np.array([float(name in revisions) for name in names], np.float32)
         loaded.append(LabelledCase(case_id, masks, known))
     return loaded
-
-
-class TextTable:
-    """Every text of a run, embedded once by the frozen text encoder."""
-
-    def __init__(self, study: Study, settings: TrainSettings) -> None:
-        self._study = study
-        self._swap = {}
-        if settings.captions == "shuffled":
-            self._swap = class_derangement(list(study.captions.values()), settings.seed)
-        self._empty = settings.captions == "empty"
-        prompts = [normalise_caption(s.prompt) for s in study.structures]
-        texts = [self._changed(text) for text in study.captions.values()]
-        self.texts = list(dict.fromkeys([*prompts, *texts]))
-        self._row = {text: row for row, text in enumerate(self.texts)}
-
-    def _changed(self, text: str) -> str:
-        return "" if self._empty else self._swap.get(text, text)
-
-    def rows(self, case_ids: Sequence[str], rng: Rng | None) -> Tensor:
-        """Rows of the embedding table, (B, S), int64.
-
-        With ``rng``, a fifth of the captions give way to the structure's plain prompt, as a person may type it.
-        """
-        rows = torch.empty(len(case_ids), len(self._study.structures), dtype=torch.int64)
-        for b, case_id in enumerate(case_ids):
-            for s, structure in enumerate(self._study.structures):
-                text = normalise_caption(structure.prompt)
-                caption = self._study.captions.get((case_id, structure.name))
-                if caption is not None and (rng is None or rng.random() >= PLAIN_PROMPT_SHARE):
-                    text = self._changed(caption)
-                rows[b, s] = self._row[text]
-        return rows
 
 
 def sample_labelled(labelled: list[LabelledCase], count: int, rng: Rng) -> tuple[list[tuple[str, int]], Tensor, Tensor]:
@@ -190,12 +190,12 @@ def sample_labelled(labelled: list[LabelledCase], count: int, rng: Rng) -> tuple
     for _ in range(count):
         case = labelled[int(rng.integers(len(labelled)))]
         filled = case.slices_with_structure
-        depth = case.masks.shape[1]
+        depth = case.depth
         empty = len(filled) == 0 or (len(filled) < depth and rng.random() < 1 / 3)
         choices = np.setdiff1d(np.arange(depth), filled) if empty else filled
         z = int(rng.choice(choices))
         pairs.append((case.case_id, z))
-        masks.append(case.masks[:, z])
+        masks.append(np.stack([mask[z] for mask in case.masks]))
         known.append(case.known)
     return pairs, torch.from_numpy(np.stack(masks)).float(), torch.from_numpy(np.stack(known))
 
@@ -217,7 +217,7 @@ def priors(labelled: list[LabelledCase], structures: int) -> list[float]:
     found = []
     for s in range(structures):
         cases = [case for case in labelled if case.known[s]]
-        filled = sum(float(case.masks[s].sum()) for case in cases)
+        filled = sum(float(case.areas[s].sum()) for case in cases)
         total = sum(case.masks[s].size for case in cases)
         found.append(min(0.9, max(1e-3, filled / total)) if total else 0.05)
     return found

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from amvlm.config import TrainSettings
-from amvlm.errors import UserError
 from amvlm.events import AnyEvent, Finished, Note, Progress, Started, Validation
 from amvlm.learning.augment import cut_mix, strong_intensity, weak_view
-from amvlm.learning.batches import labelled_batch
+from amvlm.learning.batches import labelled_batch, mirror_some
 from amvlm.learning.calibration import case_logits, enough, fit_text_weights, mean_dices
 from amvlm.learning.checkpoint import load_checkpoint, save_checkpoint
 from amvlm.learning.context import Context, flip_axis_of
@@ -20,19 +19,22 @@ from amvlm.learning.cross_fit import cross_fitted_weights
 from amvlm.learning.ema import follow
 from amvlm.learning.generator_loss import mask_supervision
 from amvlm.learning.networks import Networks
+from amvlm.learning.noise import CaseNoise
 from amvlm.learning.runtime import Clock, Means, choose_precision, start_accelerator
 from amvlm.learning.slices import SliceBank
 from amvlm.learning.study import (
     LabelledCase,
     Study,
-    TextTable,
     load_labelled,
     open_study,
     sample_unlabelled,
+    snapshot_of_run,
+    with_controls,
 )
+from amvlm.learning.texts import TextTable
 from amvlm.losses import confident_bce, consistency_weight, masked_dice_bce, soft_dice_bce
 from amvlm.models import AmvlmModel, build_student
-from amvlm.store import LabelStore, Snapshot
+from amvlm.store import LabelStore
 from amvlm.store.runs import RunFolder
 
 
@@ -54,7 +56,9 @@ def train(
     UserError
         If no training case is labelled.
     """
-    study = open_study(store, wanted=settings.structures, snapshot=_snapshot(store, run) if resume else None)
+    snapshot = snapshot_of_run(store, run) if resume else None
+    study = open_study(store, wanted=settings.structures, snapshot=snapshot)
+    study = with_controls(study, settings.captions, settings.seed)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
@@ -66,15 +70,14 @@ def train(
     held_out = load_labelled(bank, study.names, study.validation)
     probe = build_student(settings.student, len(study.names))
     precision = str(run.read_config()["precision"]) if resume else choose_precision(settings, probe, base.image_size)
-    texts = [*study.captions.values(), *(s.prompt for s in study.structures)]
-    context = Context(study, bank, start_accelerator(settings, precision), run, flip_axis_of(study, texts))
+    context = Context(study, bank, start_accelerator(settings, precision), run, flip_axis_of(study))
     run.write_config(_config(study, settings, name, base.card.name, precision))
     yield Started(
         job="train", labelled=len(labelled), unlabelled=len(study.unlabelled), validation=len(held_out),
         structures=study.names, steps=settings.steps, device=str(context.device), precision=precision,
     )  # fmt: skip
     yield from _notes(study, held_out, settings)
-    table = TextTable(study, settings)
+    table = TextTable(study)
     networks = Networks.fresh(base, settings, labelled, context, table)
     before = _before(context, base, held_out, study, table)
     if before:
@@ -112,9 +115,8 @@ def _loop(
     for step in range(first, settings.steps):
         if context.run.stop_asked():
             break
-        rng, noise = context.chance(settings, 2, step)
-        places, image, masks, known = labelled_batch(context, labelled, settings.batch_size, rng, noise)
-        text = networks.embeddings[table.rows(places, rng)]
+        batch = labelled_batch(context, labelled, table, settings, 2, step, mirror=networks.mirror)
+        text, image, masks, known = networks.embeddings[batch.text], batch.image, batch.masks, batch.known
         student.train()
         generator.train()
         losses: dict[str, Tensor] = {}
@@ -122,9 +124,15 @@ def _loop(
         if settings.mode == "labelled_only" or not context.study.unlabelled:
             losses["L_sup"] = masked_dice_bce(student(image), masks, known)
         else:
+            rng = context.chance(settings, 3, step)
             pairs, wanted = sample_unlabelled(context.study, context.bank, settings.batch_size, rng)
-            seen = networks.embeddings[table.rows([case_id for case_id, _ in pairs], rng)]
-            weak, _ = weak_view(context.bank.slabs(pairs).to(context.device), None, context.flip_axis, noise)
+            mine = context.share(settings.batch_size)
+            case_ids, wanted = [case_id for case_id, _ in pairs], wanted[mine]
+            mirrored = mirror_some(context, CaseNoise((settings.seed, 3, step), case_ids), networks.mirror)
+            seen = networks.embeddings[table.rows(case_ids, rng, mirrored.tolist())[mine]]
+            noise = CaseNoise((settings.seed, 3, step, 1), case_ids, mine)
+            slabs = context.bank.slabs(pairs[mine]).to(context.device)
+            weak, _ = weak_view(slabs, None, noise, mirrored[mine], context.flip_axis or 2)
             targets = networks.targets(context, weak, seen)
             strong, targets = cut_mix(strong_intensity(weak, noise), targets, noise)
             on_labelled, on_unlabelled = student(torch.cat([image, strong])).split([len(image), len(strong)])
@@ -215,16 +223,6 @@ def _notes(study: Study, held_out: list[LabelledCase], settings: TrainSettings) 
         )
     if not study.unlabelled and settings.mode != "labelled_only":
         yield Note(text="Every training case is labelled: there is nothing left to learn from without labels.")
-
-
-def _snapshot(store: LabelStore, run: RunFolder) -> Snapshot:
-    """The labels that the resumed run began with."""
-    wanted = set(run.read_config()["revisions"])
-    pairs = {(case.case_id, s.name) for case in store.cases() for s in store.structures()}
-    found = [r for case_id, name in sorted(pairs) for r in store.history(case_id, name) if r.revision_id in wanted]
-    if len(found) != len(wanted):
-        raise UserError("revisions of this run are missing from the study", file=run.path, remedy="Start a new run.")
-    return Snapshot(store.store_id, tuple(found))
 
 
 def _config(study: Study, settings: TrainSettings, name: str, base: str, precision: str) -> dict[str, object]:

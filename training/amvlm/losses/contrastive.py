@@ -1,4 +1,4 @@
-"""Contrastive losses with shared positives (METHOD §2, §3). CSS, L_pdt, L_local and ICL belong beside them."""
+"""Contrastive losses of global embeddings, with shared positives (METHOD §2: L_ita; §3: L_tg)."""
 
 from __future__ import annotations
 
@@ -41,10 +41,18 @@ def bag_similarity(slab_embeddings: Tensor, present: Tensor, text: Tensor, tempe
     Tensor, (B, T), float32, in [-1, 1]
     """
     slab_embeddings, text = slab_embeddings.float(), text.float()
+    if slab_embeddings.shape[1] == 1:
+        return slab_embeddings[:, 0] @ text.T
     scores = torch.einsum("bkd,td->btk", slab_embeddings, text)
     weights = (scores / temperature).masked_fill(~present[:, None], float("-inf")).softmax(-1)
     pooled = F.normalize(torch.einsum("btk,bkd->btd", weights, slab_embeddings), dim=-1)
     return torch.einsum("btd,td->bt", pooled, text)
+
+
+def attended_bag(slab_embeddings: Tensor, present: Tensor, own_text: Tensor) -> Tensor:
+    """Which slab of each bag agrees most with its own caption: (B, K, D), (B, K), (B, D) → (B,), int64."""
+    scores = torch.einsum("bkd,bd->bk", slab_embeddings.detach().float(), own_text.detach().float())
+    return scores.masked_fill(~present, float("-inf")).argmax(1)
 
 
 def multi_positive_info_nce(similarity: Tensor, positives: Tensor, temperature: float | Tensor) -> Tensor:
@@ -68,11 +76,9 @@ def multi_positive_info_nce(similarity: Tensor, positives: Tensor, temperature: 
 
 def _one_way(logits: Tensor, positives: Tensor) -> Tensor:
     usable = positives.any(1) & ~positives.all(1)
-    if not bool(usable.any()):
-        return logits.sum() * 0.0
-    target = positives[usable].float()
-    target = target / target.sum(1, keepdim=True)
-    return -(target * F.log_softmax(logits[usable], dim=1)).sum(1).mean()
+    target = positives.float() / positives.sum(1, keepdim=True).clamp(min=1)
+    entropy = logits.logsumexp(1) - (target * logits).sum(1)
+    return (entropy * usable).sum() / usable.sum().clamp(min=1)
 
 
 def extended_info_nce(features: Tensor, mask_probs: Tensor, text: Tensor, positives: Tensor, scale: Tensor) -> Tensor:

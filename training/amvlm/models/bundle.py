@@ -86,6 +86,7 @@ class _Architecture(BaseModel):
     student: StudentSettings | None
     prior: float
     format: int = 1
+    """1: no words; their head is then as it was made, and nothing uses it. 2: with words."""
 
 
 @dataclass
@@ -132,7 +133,7 @@ class AmvlmModel:
         architecture = _Architecture(
             encoders=self.vlm.settings, image=self.vlm.image_recipe.config, image_type=self.vlm.image_recipe.model_type,
             text=self.vlm.text_recipe.config, text_type=self.vlm.text_recipe.model_type,
-            generator=self.generator_settings, student=self.student_settings, prior=self.prior,
+            generator=self.generator_settings, student=self.student_settings, prior=self.prior, format=2,
         )  # fmt: skip
         beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
         try:
@@ -180,6 +181,8 @@ class AmvlmModel:
         try:
             for part, network in model.networks().items():
                 own = {n.removeprefix(f"{part}."): t for n, t in weights.items() if n.startswith(f"{part}.")}
+                if part == "vlm" and architecture.format == 1:
+                    own |= {f"word_head.{n}": t for n, t in model.vlm.word_head.state_dict().items()}
                 network.load_state_dict(own)
         except RuntimeError as error:
             raise UserError(

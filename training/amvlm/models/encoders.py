@@ -1,7 +1,9 @@
-"""Image and text encoders, built with transformers: built-in ``tiny``, a hub id, or a local folder."""
+"""Image and text encoders, built with transformers: a preset's name, a hub id, or a local folder."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -19,6 +21,11 @@ from amvlm.errors import UserError
 
 _TINY_IMAGE = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 256}
 _TINY_TEXT = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256}
+PRETRAINED = {
+    "small": ("facebook/deit-small-patch16-224", "sentence-transformers/all-MiniLM-L6-v2"),
+    "paper": ("facebook/deit-base-patch16-224", "emilyalsentzer/Bio_ClinicalBERT"),
+}
+"""The hub's names behind the presets: image encoder, text encoder. ``tiny`` is built here, from scratch."""
 _PICKLED = "It must hold config.json and model.safetensors (transformers format; pickled weights are not read)."
 
 
@@ -34,7 +41,7 @@ class EncoderRecipe:
 
         config = AutoConfig.for_model(self.model_type, **self.config)
         model: nn.Module = AutoModel.from_config(config, **_POOLERLESS.get(self.model_type, {}))
-        return model
+        return _ready(model)
 
 
 _POOLERLESS: dict[str, dict[str, Any]] = {
@@ -43,15 +50,39 @@ _POOLERLESS: dict[str, dict[str, Any]] = {
 
 
 def load_image_encoder(name: str, image_size: int) -> tuple[EncoderRecipe, nn.Module]:
-    """``tiny`` (ViT from scratch, patch 8), a hub id or a local folder."""
+    """``tiny`` (ViT from scratch, patch 8), ``small``, ``paper``, a hub id or a local folder.
+
+    Raises
+    ------
+    UserError
+        If it cannot be loaded, or is not a transformer over square patches.
+    """
     if name == "tiny":
         recipe = EncoderRecipe("vit", {**_TINY_IMAGE, "image_size": image_size, "patch_size": 8, "num_channels": 3})
         return recipe, recipe.build()
-    return _pretrained(name)
+    recipe, model = _pretrained(PRETRAINED[name][0] if name in PRETRAINED else name)
+    config: Any = model.config
+    if not isinstance(getattr(config, "patch_size", None), int) or not hasattr(config, "hidden_size"):
+        raise UserError(
+            f"{Path(name).name!r} ({config.model_type}) is not an image encoder with patches",
+            remedy="Choose a vision transformer, for example a ViT or DeiT.",
+        )
+    if image_size % config.patch_size:
+        raise UserError(
+            f"an image of {image_size} px cannot be cut into patches of {config.patch_size} px",
+            remedy=f"Choose an image size that {config.patch_size} divides.",
+        )
+    return recipe, model
 
 
 def load_text_encoder(name: str) -> tuple[EncoderRecipe, nn.Module, Tokenizer]:
-    """``tiny`` (BERT from scratch with our word list), a hub id or a local folder with a fast tokeniser."""
+    """``tiny`` (BERT from scratch with our word list), ``small``, ``paper``, a hub id or a local folder.
+
+    Raises
+    ------
+    UserError
+        If it cannot be loaded, has no fast tokeniser, or does not read text.
+    """
     if name == "tiny":
         tokenizer = medical_tokenizer()
         config = {**_TINY_TEXT, "vocab_size": tokenizer.get_vocab_size(), "max_position_embeddings": 128}
@@ -59,7 +90,12 @@ def load_text_encoder(name: str) -> tuple[EncoderRecipe, nn.Module, Tokenizer]:
         return recipe, recipe.build(), tokenizer
     from transformers import AutoTokenizer
 
+    name = PRETRAINED[name][1] if name in PRETRAINED else name
     recipe, model = _pretrained(name)
+    if not hasattr(model.config, "vocab_size") or not hasattr(model.config, "hidden_size"):
+        raise UserError(
+            f"{Path(name).name!r} is not a text encoder", remedy="Choose a BERT-like encoder, for example a MiniLM."
+        )
     try:
         fast = AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=False)
         tokenizer = Tokenizer.from_str(fast.backend_tokenizer.to_str())
@@ -84,7 +120,52 @@ def _pretrained(name: str) -> tuple[EncoderRecipe, nn.Module]:
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"the encoder {Path(name).name!r} could not be loaded", remedy=_PICKLED) from error
     plain = {key: value for key, value in config.to_diff_dict().items() if key not in ("model_type", "dtype")}
-    return EncoderRecipe(config.model_type, plain), model
+    return EncoderRecipe(config.model_type, plain), _ready(model)
+
+
+_ATTENTION = "amvlm_cls_row"
+
+
+def _ready(model: nn.Module) -> nn.Module:
+    """No dropout (views and noise are keyed by case, so that several processes repeat one), and CLS attention kept."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout_prob"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    _register_attention()
+    known: Any = model
+    try:
+        known.set_attn_implementation(_ATTENTION)
+    except (ValueError, AttributeError):
+        known.set_attn_implementation("eager")
+    return model
+
+
+@functools.cache
+def _register_attention() -> None:
+    """Teach transformers an attention that is its fast one and also says where the CLS token looks."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+        scaling: float | None = None, output_attentions: bool = False, **rest: Any,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **rest)
+        if not output_attentions:
+            return output, None
+        with torch.no_grad():
+            row = (query[:, :, :1] @ key.transpose(-1, -2)).float() * (scaling or query.shape[-1] ** -0.5)
+            if attention_mask is not None:
+                first = attention_mask[..., :1, :]
+                row = row.masked_fill(~first, float("-inf")) if first.dtype == torch.bool else row + first
+            return output, row.softmax(-1)
+
+    AttentionInterface.register(_ATTENTION, attention)
+    AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
 
 
 def medical_tokenizer() -> Tokenizer:
@@ -101,15 +182,34 @@ def medical_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def tokenise(tokenizer: Tokenizer, texts: list[str], longest: int) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, both (B, T), int64.
+@dataclass(frozen=True)
+class TokenisedTexts:
+    """Texts as an encoder reads them, and how sub-words make words.
+
+    ``ids`` and ``attended`` are (U, L), int64; ``word_of`` (U, L) gives each sub-word's word, −1 for specials and
+    punctuation; ``words`` (U, T) numbers the words, equal ones alike, −1 for padding.
+    """
+
+    ids: Tensor
+    attended: Tensor
+    word_of: Tensor
+    words: Tensor
+
+    def to(self, device: torch.device) -> TokenisedTexts:
+        return TokenisedTexts(
+            self.ids.to(device), self.attended.to(device), self.word_of.to(device), self.words.to(device)
+        )
+
+
+def tokenise(tokenizer: Tokenizer, texts: Sequence[str], longest: int) -> TokenisedTexts:
+    """Token ids, and words as sums of sub-words; specials and punctuation belong to no word.
 
     Raises
     ------
     UserError
         If a text has more tokens than the encoder reads: nothing is cut off silently.
     """
-    encodings = tokenizer.encode_batch(texts)
+    encodings = tokenizer.encode_batch(list(texts))
     lengths = [len(encoding.ids) for encoding in encodings]
     if max(lengths) > longest:
         worst = texts[lengths.index(max(lengths))]
@@ -118,8 +218,22 @@ def tokenise(tokenizer: Tokenizer, texts: list[str], longest: int) -> tuple[Tens
             remedy="Shorten it, or choose a text encoder that reads more.",
         )
     ids = torch.zeros(len(texts), max(lengths), dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, encoding in enumerate(encodings):
+    attended, word_of = torch.zeros_like(ids), torch.full_like(ids, -1)
+    numbers: dict[str, int] = {}
+    rows: list[list[int]] = []
+    for row, (text, encoding) in enumerate(zip(texts, encodings, strict=True)):
         ids[row, : lengths[row]] = torch.tensor(encoding.ids)
-        mask[row, : lengths[row]] = 1
-    return ids, mask
+        attended[row, : lengths[row]] = 1
+        pieces: dict[int, list[int]] = {}
+        for place, word in enumerate(encoding.word_ids):
+            if word is not None:
+                pieces.setdefault(word, []).append(place)
+        spelled = [(encoding.offsets[own[0]][0], encoding.offsets[own[-1]][1], own) for own in pieces.values()]
+        kept = [(text[first:last], own) for first, last, own in spelled if any(map(str.isalnum, text[first:last]))]
+        for number, (_, own) in enumerate(kept):
+            word_of[row, own] = number
+        rows.append([numbers.setdefault(word.strip().lower(), len(numbers)) for word, _ in kept])
+    words = torch.full((len(texts), max(1, *map(len, rows)) if rows else 1), -1, dtype=torch.int64)
+    for row, own_words in enumerate(rows):
+        words[row, : len(own_words)] = torch.tensor(own_words, dtype=torch.int64)
+    return TokenisedTexts(ids, attended, word_of, words)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from amvlm.config import EncoderSettings
-from amvlm.models.encoders import EncoderRecipe, load_image_encoder, load_text_encoder, tokenise
+from amvlm.models.encoders import EncoderRecipe, TokenisedTexts, load_image_encoder, load_text_encoder, tokenise
 
 
 def _head(width: int, embedding_size: int) -> nn.Sequential:
@@ -20,6 +22,18 @@ def _head(width: int, embedding_size: int) -> nn.Sequential:
         nn.ReLU(),
         nn.Linear(embedding_size, embedding_size),
     )
+
+
+class Tokens(NamedTuple):
+    """One modality of a batch in the common space, float32, L2-normalised; ``importance`` is detached.
+
+    ``cls`` (B, D); ``tokens`` (B, T, D); ``mask`` (B, T), bool; ``importance`` (B, T), the last layer's CLS attention.
+    """
+
+    cls: Tensor
+    tokens: Tensor
+    mask: Tensor
+    importance: Tensor
 
 
 class VisionLanguageModel(nn.Module):
@@ -52,10 +66,25 @@ class VisionLanguageModel(nn.Module):
         text_config: Any = self.text_encoder.config
         image_width, text_width = int(image_config.hidden_size), int(text_config.hidden_size)
         self.image_width, self.patch = image_width, int(image_config.patch_size)
+        self.channels = int(getattr(image_config, "num_channels", 3))
+        accepted = inspect.signature(self.image_encoder.forward).parameters
+        self._image_options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in accepted else {}
         self.longest_text = int(getattr(text_config, "max_position_embeddings", 512))
+        if text_config.model_type in ("roberta", "xlm-roberta", "camembert"):
+            self.longest_text -= 2  # their positions begin after the padding index
         self.image_head = _head(image_width, settings.embedding_size)
         self.patch_head = _head(image_width, settings.embedding_size)
         self.text_head = _head(text_width, settings.embedding_size)
+        self.word_head = _head(text_width, settings.embedding_size)
+
+    def _read_image(self, image: Tensor, attention: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """CLS (B, width), patches (B, N, width), and the last layer's CLS attention on patches (B, N)."""
+        if self.channels == 1:
+            image = image.mean(1, keepdim=True)
+        found = self.image_encoder(pixel_values=image, output_attentions=attention, **self._image_options)
+        count = (image.shape[-2] // self.patch) * (image.shape[-1] // self.patch)
+        row: Tensor | None = found.attentions[-1][:, :, 0].float().mean(1)[:, -count:].detach() if attention else None
+        return found.last_hidden_state[:, 0], found.last_hidden_state[:, -count:], row
 
     def image_tokens(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Encoder outputs before the heads.
@@ -69,16 +98,44 @@ class VisionLanguageModel(nn.Module):
         image_cls : Tensor, (B, width)
         patch_tokens : Tensor, (B, width, rows, columns)
         """
-        tokens = self.image_encoder(pixel_values=image, interpolate_pos_encoding=True).last_hidden_state
-        rows, columns = image.shape[-2] // self.patch, image.shape[-1] // self.patch
-        patches = tokens[:, -rows * columns :].transpose(1, 2)
-        return tokens[:, 0], patches.reshape(*patches.shape[:2], rows, columns)
+        image_cls, patches, _ = self._read_image(image, attention=False)
+        return image_cls, patches.transpose(1, 2).reshape(*patches.shape[::2], image.shape[-2] // self.patch, -1)
+
+    def encode_image(self, image: Tensor) -> Tokens:
+        """CLS and patches after their heads, (B, D) and (B, N, D), for images (B, 3, H, W)."""
+        image_cls, patches, importance = self._read_image(image, attention=True)
+        mask = torch.ones(patches.shape[:2], dtype=torch.bool, device=patches.device)
+        if importance is None:
+            importance = mask.float()
+        return Tokens(_unit(self.image_head(image_cls)), _unit(self.patch_head(patches)), mask, importance)
 
     def embed_image(self, image: Tensor) -> Tensor:
         """Global image embedding, (B, D), L2-normalised, float32."""
-        return F.normalize(self.image_head(self.image_tokens(image)[0]).float(), dim=-1)
+        return _unit(self.image_head(self._read_image(image, attention=False)[0]))
 
-    def embed_text(self, texts: list[str]) -> Tensor:
+    def tokenise(self, texts: Sequence[str]) -> TokenisedTexts:
+        """Token ids and words of texts.
+
+        Raises
+        ------
+        UserError
+            If a text is longer than the encoder reads.
+        """
+        return tokenise(self.tokenizer, texts, self.longest_text)
+
+    def encode_text(self, texts: TokenisedTexts) -> Tokens:
+        """CLS and words after their heads, (U, D) and (U, T, D); a word is the sum of its sub-words."""
+        found = self.text_encoder(input_ids=texts.ids, attention_mask=texts.attended, output_attentions=True)
+        hidden, mask = found.last_hidden_state, texts.words >= 0
+        place = torch.where(texts.word_of < 0, mask.shape[1], texts.word_of)
+        summed = hidden.new_zeros(len(hidden), mask.shape[1] + 1, hidden.shape[2])
+        summed = summed.scatter_add(1, place[..., None].expand_as(hidden), hidden)[:, :-1]
+        row = found.attentions[-1][:, :, 0].float().mean(1).detach()
+        importance = row.new_zeros(len(row), mask.shape[1] + 1).scatter_add(1, place, row)[:, :-1]
+        words = _unit(self.word_head(summed)) * mask[..., None]
+        return Tokens(_unit(self.text_head(hidden[:, 0])), words, mask, importance)
+
+    def embed_text(self, texts: Sequence[str]) -> Tensor:
         """Global text embedding t, (B, D), L2-normalised, float32; equal texts are encoded once.
 
         Raises
@@ -87,9 +144,13 @@ class VisionLanguageModel(nn.Module):
             If a text is longer than the encoder reads.
         """
         unique = list(dict.fromkeys(texts))
-        ids, mask = tokenise(self.tokenizer, unique, self.longest_text)
         device = next(self.text_head.parameters()).device
-        tokens = self.text_encoder(input_ids=ids.to(device), attention_mask=mask.to(device)).last_hidden_state
-        embeddings = F.normalize(self.text_head(tokens[:, 0]).float(), dim=-1)
+        tokenised = self.tokenise(unique).to(device)
+        hidden = self.text_encoder(input_ids=tokenised.ids, attention_mask=tokenised.attended).last_hidden_state
+        embeddings = _unit(self.text_head(hidden[:, 0]))
         position = {text: index for index, text in enumerate(unique)}
         return embeddings[torch.tensor([position[text] for text in texts], device=device)]
+
+
+def _unit(x: Tensor) -> Tensor:
+    return F.normalize(x.float(), dim=-1)

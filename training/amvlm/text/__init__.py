@@ -8,18 +8,36 @@ from amvlm.text.captions import (
     mentions,
     names_a_side,
     normalise_caption,
-    slice_caption,
     swap_sides,
+)
+from amvlm.text.views import (
+    Side,
+    caption_view,
+    clauses_of,
+    names_a_place,
+    one_sided,
+    other_level,
+    view_key,
+    without_count,
+    written_caption,
 )
 
 __all__ = [
     "MAX_PROMPT_CHARACTERS",
+    "Side",
+    "caption_view",
     "checked_prompt",
     "class_derangement",
+    "clauses_of",
     "for_model_side",
     "mentions",
+    "names_a_place",
     "names_a_side",
     "normalise_caption",
-    "slice_caption",
+    "one_sided",
+    "other_level",
     "swap_sides",
+    "view_key",
+    "without_count",
+    "written_caption",
 ]

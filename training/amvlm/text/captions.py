@@ -1,4 +1,4 @@
-"""Normalising captions, the patient's and the image's sides, and captions written from masks."""
+"""Normalising captions, the patient's and the image's sides, and shuffling captions for a control."""
 
 from __future__ import annotations
 
@@ -66,21 +66,6 @@ def names_a_side(text: str) -> bool:
 def for_model_side(prompt: str, laterality: Literal["patient", "image"]) -> str:
     """The person's words (patient's sides) as the model expects them: swapped for one trained on image sides."""
     return swap_sides(prompt) if laterality == "image" else prompt
-
-
-def slice_caption(structure: str, slice_index: int, slices: int, voxels: int, largest: int) -> str:
-    """A caption for one slice of an accepted mask: "structure, level third, size" (METHOD §3, slices rule d).
-
-    Parameters
-    ----------
-    slice_index, slices : int
-        Position in canonical order (inferior, posterior or left first) among all slices.
-    voxels, largest : int
-        Area in this slice, and in the case's largest slice of the structure.
-    """
-    level = ("lower", "middle", "upper")[min(2, 3 * slice_index // slices)]
-    size = ("small", "medium", "large")[min(2, 3 * voxels // max(1, largest + 1))]
-    return f"{structure}, {level} third, {size}"
 
 
 def class_derangement(captions: Sequence[str], seed: int) -> dict[str, str]:

@@ -1,0 +1,143 @@
+"""The first stage of pre-training: images and captions meet (METHOD §2)."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from amvlm.config import PretrainSettings
+from amvlm.events import AnyEvent, Note, Progress
+from amvlm.learning.alignment import Alignment, Branch
+from amvlm.learning.captioned import CaptionedImages
+from amvlm.learning.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from amvlm.learning.context import Context
+from amvlm.learning.ema import follow, make_teacher
+from amvlm.learning.gathering import without_processes
+from amvlm.learning.pairs import draw_pairs, held_out_pairs
+from amvlm.learning.pictures import similarity_picture
+from amvlm.learning.runtime import Clock, FiniteWatch, Means
+from amvlm.models import VisionLanguageModel
+
+HELD_OUT_BATCHES = 8
+INERT = 0.02
+
+
+def align(
+    context: Context,
+    vlm: VisionLanguageModel,
+    captioned: CaptionedImages,
+    held_out: CaptionedImages,
+    settings: PretrainSettings,
+) -> Iterator[AnyEvent]:
+    """Train ``vlm`` in place; the weights of the lowest validation loss are kept where captions can be validated.
+
+    Yields Progress about once a second (losses are weighted as they enter the sum), the validation loss once per
+    epoch, and Notes. Stops early after ``settings.patience`` validations without a better loss.
+    """
+    alignment = Alignment(vlm, settings).to(context.device)
+    momentum: nn.Module | None = make_teacher(alignment.online) if settings.icl_weight > 0 else None
+    optimiser = torch.optim.AdamW(
+        alignment.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+    )
+    network, optimiser = context.accelerator.prepare(alignment, optimiser)
+    parts: dict[str, nn.Module] = {"alignment": alignment, "best": copy.deepcopy(vlm).requires_grad_(False)}
+    parts |= {"momentum": momentum} if momentum is not None else {}
+    state = {"best": math.inf, "waited": 0, "stopped": 0}
+    folder, first = context.run.path / "align", 0
+    if checkpoints(folder):
+        first, state = load_checkpoint(folder, parts, optimiser)
+    clock, means, watch = Clock(settings.steps, first), Means(), FiniteWatch()
+    every = settings.validate_every or max(1, captioned.cases // settings.batch_size)
+    waiting = 0.0
+    for step in range(first, settings.steps):
+        if context.run.stop_asked() or state["stopped"]:
+            break
+        began = time.perf_counter()
+        pairs = draw_pairs(context, vlm, captioned, settings, step).to(context.device)
+        waiting += time.perf_counter() - began
+        alignment.train()
+        with context.accelerator.autocast():
+            losses, notes = network(pairs, momentum)
+        watch.see(step, losses, pairs.case_ids)
+        context.optimise(torch.stack(list(losses.values())).sum(), [network], optimiser, settings, step, settings.steps)
+        if momentum is not None:
+            follow(momentum, alignment.online, step, settings.momentum)
+        means.add(losses | {name: value for name, value in notes.items() if value.ndim == 0})
+        last = step + 1 == settings.steps
+        if clock.due() or last:
+            watch.check()
+            found = means.take() | {"waiting for data": round(waiting / max(1e-9, clock.seconds), 4)}
+            yield Progress(
+                stage="aligning images and captions", step=step + 1, steps=settings.steps,
+                losses=found, seconds_left=clock.left(step + 1),
+            )  # fmt: skip
+        if held_out.contrast and ((step + 1) % every == 0 or last):
+            watch.check()
+            yield from _validate(context, alignment, momentum, parts["best"], held_out, settings, step + 1, state)
+            if context.accelerator.is_main_process:
+                similarity_picture(context.run.path, notes["similarity"], step + 1)
+        if (step + 1) % settings.checkpoint_every == 0 or last or state["stopped"]:
+            watch.check()
+            if context.accelerator.is_main_process:
+                save_checkpoint(folder, step + 1, parts, optimiser, state)
+            yield from _warn_if_inert(notes, step + 1)
+    if math.isfinite(state["best"]):
+        vlm.load_state_dict(parts["best"].state_dict())
+
+
+def _validate(
+    context: Context,
+    alignment: Alignment,
+    momentum: nn.Module | None,
+    best: nn.Module,
+    held_out: CaptionedImages,
+    settings: PretrainSettings,
+    step: int,
+    state: dict[str, float],
+) -> Iterator[AnyEvent]:
+    found = validation_loss(context, alignment, momentum, held_out, settings)
+    yield Progress(
+        stage="aligning images and captions", step=step, steps=settings.steps, losses={"validation": round(found, 5)}
+    )
+    if found < state["best"]:
+        state |= {"best": found, "waited": 0}
+        best.load_state_dict(alignment.online.vlm.state_dict())
+    else:
+        state["waited"] += 1
+    if state["waited"] >= settings.patience and step < settings.steps:
+        state["stopped"] = 1
+        yield Note(text=f"Stopped after {step} steps: the validation loss no longer falls.")
+
+
+@torch.no_grad()
+def validation_loss(
+    context: Context,
+    alignment: Alignment,
+    momentum: nn.Module | None,
+    held_out: CaptionedImages,
+    settings: PretrainSettings,
+) -> float:
+    """The training loss on captions of validation cases, same slices and noise each time; every process does all."""
+    alignment.eval()
+    batches = min(HELD_OUT_BATCHES, max(1, held_out.cases // settings.batch_size))
+    total = 0.0
+    with without_processes():
+        for number in range(batches):
+            pairs = held_out_pairs(context, alignment.online.vlm, held_out, settings, number).to(context.device)
+            with context.accelerator.autocast():
+                branch = momentum if isinstance(momentum, Branch) else None
+                losses, _ = alignment(pairs, branch)
+            total += float(torch.stack(list(losses.values())).sum())
+    return total / batches
+
+
+def _warn_if_inert(notes: dict[str, torch.Tensor], step: int) -> Iterator[AnyEvent]:
+    for name in ("sd_log_g_words", "sd_log_g_patches"):
+        if name in notes and float(notes[name]) < INERT:
+            text = f"{name} is {float(notes[name]):.3f} after {step} steps: g is nearly constant there, L_css inert."
+            yield Note(level="warning", text=text)

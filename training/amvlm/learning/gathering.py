@@ -1,0 +1,54 @@
+"""Several processes as one: tensors of all of them, and means over all of them."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_alone = contextvars.ContextVar("alone", default=False)
+
+
+def _processes() -> int:
+    if _alone.get() or not dist.is_available() or not dist.is_initialized():
+        return 1
+    return dist.get_world_size()
+
+
+@contextlib.contextmanager
+def without_processes() -> Iterator[None]:
+    """Inside, each process computes for itself: validation, which all do alike."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """All processes' rows in order of rank, (B, …) → (G, …); the gradient goes back to where each row came from."""
+    if _processes() == 1:
+        return tensor
+    if tensor.requires_grad:
+        from torch.distributed.nn.functional import all_gather
+
+        return torch.cat(list(all_gather(tensor.contiguous())))  # type: ignore[no-untyped-call]
+    parts = [torch.empty_like(tensor) for _ in range(_processes())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+def mean_over(values: Tensor, counted: Tensor) -> Tensor:
+    """Mean of the counted samples (B,) of all processes; 0 where there is none.
+
+    Each process returns its share times the number of processes: their average, which is what data-parallel
+    training takes of losses and gradients, is the mean over all samples.
+    """
+    count = counted.sum().float()
+    if _processes() > 1:
+        dist.all_reduce(count)
+    return (values * counted).sum() * _processes() / count.clamp(min=1)

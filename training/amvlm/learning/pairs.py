@@ -1,0 +1,131 @@
+"""One process's part of a batch of images and captions, with its views and its noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from amvlm.config import PretrainSettings
+from amvlm.learning.augment import strong_intensity, weak_view
+from amvlm.learning.batches import mirror_some
+from amvlm.learning.captioned import CaptionedImage, CaptionedImages, negatives_of, places_of, positives_of
+from amvlm.learning.context import Context
+from amvlm.learning.noise import CaseNoise
+from amvlm.models.encoders import TokenisedTexts
+from amvlm.models.vlm import VisionLanguageModel
+from amvlm.text import caption_view
+
+_STAGE, _HELD_OUT = 0, 8
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """B images with captions; ``own`` are their rows in the global batch of G.
+
+    ``image`` (B, K, 3, H, W) and ``other_view`` the same slabs seen otherwise; ``present`` (B, K); ``text`` holds each
+    different text once and ``text_row`` (B,) says whose is whose, likewise ``other_text``; ``noise`` are ε for query
+    and key, (2, B, 1+T, D), of images and of texts; ``positives`` and ``negatives`` (B, G).
+    """
+
+    image: Tensor
+    other_view: Tensor
+    present: Tensor
+    text: TokenisedTexts
+    text_row: Tensor
+    other_text: TokenisedTexts
+    other_row: Tensor
+    image_noise: Tensor
+    text_noise: Tensor
+    positives: Tensor
+    negatives: Tensor
+    own: Tensor
+    case_ids: list[str]
+
+    def to(self, device: torch.device) -> Pairs:
+        """Everything on the run's device."""
+        moved = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor | TokenisedTexts)
+        }
+        return Pairs(**{**vars(self), **moved})
+
+
+def draw_pairs(
+    context: Context, vlm: VisionLanguageModel, captioned: CaptionedImages, settings: PretrainSettings, step: int
+) -> Pairs:
+    """The batch of a step: mirrored images come with swapped captions, the other view with another wording.
+
+    Every process draws the same global batch and loads its own rows only.
+    """
+    rng = context.chance(settings, _STAGE, step)
+    batch = captioned.batch(step, settings.batch_size, settings.seed, rng)
+    mirrored = mirror_some(context, CaseNoise((settings.seed, _STAGE, step), [item.case_id for item in batch]))
+    batch = [item.mirrored() if turned else item for item, turned in zip(batch, mirrored.tolist(), strict=True)]
+    views = [caption_view(item.caption, rng) for item in batch]
+    return _pairs(context, vlm, batch, views, mirrored, settings, (_STAGE, step), augmented=True)
+
+
+def held_out_pairs(
+    context: Context, vlm: VisionLanguageModel, captioned: CaptionedImages, settings: PretrainSettings, number: int
+) -> Pairs:
+    """Batch ``number`` for the validation loss: fixed slices and noise, no augmentation."""
+    rng = context.chance(settings.model_copy(update={"seed": 0}), _HELD_OUT, number)
+    batch = captioned.batch(number, min(settings.batch_size, captioned.cases), 0, rng)
+    nothing = torch.zeros(len(batch), dtype=torch.bool)
+    captions = [item.caption for item in batch]
+    return _pairs(context, vlm, batch, captions, nothing, settings, (_HELD_OUT, number), augmented=False)
+
+
+def _pairs(
+    context: Context,
+    vlm: VisionLanguageModel,
+    batch: list[CaptionedImage],
+    views: list[str],
+    mirrored: Tensor,
+    settings: PretrainSettings,
+    key: tuple[int, int],
+    augmented: bool,
+) -> Pairs:
+    rng = context.chance(settings, 20 + key[0], key[1])
+    places, present = places_of(context.bank, batch, rng)
+    shared = settings.positives == "multi_positive"
+    mine = context.share(len(batch)) if augmented else slice(0, len(batch))
+    slabs = present.shape[1]
+    wanted = [place for own in places[mine] for place in own]
+    image = context.bank.slabs(wanted)
+    turned = mirrored[mine].repeat_interleave(slabs)
+    seen, other = image, image
+    if augmented:
+        names = [f"{case_id} {k}" for own in places for k, (case_id, _) in enumerate(own)]
+        rows = slice(mine.start * slabs, mine.stop * slabs)
+        seen, other = (
+            _view(image, CaseNoise((settings.seed, *key, view), names, rows), turned, context.flip_axis or 2)
+            for view in (1, 2)
+        )
+    text, text_row = _unique(vlm, [item.caption for item in batch])
+    other_text, other_row = _unique(vlm, views)
+    noise = CaseNoise((settings.seed, *key, 3), [item.case_id for item in batch], mine)
+    width = vlm.settings.embedding_size
+    patches = (image.shape[-1] // vlm.patch) ** 2
+    words = max(text.words.shape[1], other_text.words.shape[1])
+    needed = settings.icl_weight > 0
+    return Pairs(
+        image=seen.view(-1, slabs, *image.shape[1:]), other_view=other.view(-1, slabs, *image.shape[1:]),
+        present=present[mine],
+        text=text, text_row=text_row[mine], other_text=other_text, other_row=other_row[mine],
+        image_noise=noise.normal(2, 1 + patches if needed else 0, width).movedim(1, 0),
+        text_noise=noise.normal(2, 1 + words if needed else 0, width).movedim(1, 0),
+        positives=positives_of(batch, shared)[mine], negatives=negatives_of(batch, shared)[mine],
+        own=torch.arange(len(batch))[mine], case_ids=[item.case_id for item in batch],
+    )  # fmt: skip
+
+
+def _view(image: Tensor, noise: CaseNoise, mirrored: Tensor, flip_axis: int) -> Tensor:
+    return strong_intensity(weak_view(image, None, noise, mirrored, flip_axis)[0], noise)
+
+
+def _unique(vlm: VisionLanguageModel, texts: list[str]) -> tuple[TokenisedTexts, Tensor]:
+    """Each different text of the global batch once, and each sample's row: padding is the same in every process."""
+    rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+    return vlm.tokenise(list(rows)), torch.tensor([rows[text] for text in texts])

@@ -1,0 +1,96 @@
+"""Every text of a run, embedded once by the frozen text encoder; and texts for mirrored images and for one side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.random import Generator as Rng
+from numpy.typing import NDArray
+from skimage.measure import label, regionprops
+from torch import Tensor
+
+from amvlm.learning.study import Study
+from amvlm.text import Side, normalise_caption, one_sided, swap_sides, without_count
+
+PLAIN_PROMPT_SHARE = 0.2
+WITHOUT_COUNT_SHARE = 0.25
+_SIDES: tuple[Side, Side] = ("left", "right")
+
+
+class TextTable:
+    """The run's texts and their variants: without counts, sides swapped, one side only."""
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+        self._prompts = [normalise_caption(s.prompt) for s in study.structures]
+        self._low_side: dict[str, Side] = {
+            case_id: "left" if case.laterality == "patient" else "right" for case_id, case in study.cases.items()
+        }
+        variants = [v for text in dict.fromkeys(study.captions.values()) for v in _variants(text)]
+        found = dict.fromkeys([*self._prompts, *study.captions.values(), *variants])
+        self.texts = list(dict.fromkeys([*found, *map(swap_sides, found)]))
+        self._row = {text: row for row, text in enumerate(self.texts)}
+
+    def caption(self, case_id: str, structure: str) -> str | None:
+        return self._study.captions.get((case_id, structure))
+
+    def rows(
+        self,
+        case_ids: Sequence[str],
+        rng: Rng | None,
+        mirrored: Sequence[bool] | None = None,
+        sides: Sequence[Side | None] | None = None,
+    ) -> Tensor:
+        """Rows of the embedding table, (B, S), int64.
+
+        With ``rng``, a fifth of the captions give way to the structure's plain prompt, as a person may type it, and a
+        quarter lose their count. ``mirrored`` samples get their sides swapped, those with a side the text of it.
+        """
+        rows = torch.empty(len(case_ids), len(self._prompts), dtype=torch.int64)
+        for b, case_id in enumerate(case_ids):
+            for s, structure in enumerate(self._study.names):
+                text, caption = self._prompts[s], self.caption(case_id, structure)
+                side = sides[b] if sides is not None else None
+                if caption is not None and side is not None:
+                    text = one_sided(caption, side) or caption
+                elif caption is not None and (rng is None or rng.random() >= PLAIN_PROMPT_SHARE):
+                    drop = rng is not None and rng.random() < WITHOUT_COUNT_SHARE
+                    text = without_count(caption) if drop else caption
+                rows[b, s] = self._row[swap_sides(text) if mirrored is not None and mirrored[b] else text]
+        return rows
+
+    def halves(
+        self, case_ids: Sequence[str], masks: Tensor, rng: Rng, share: float
+    ) -> tuple[Tensor, list[Side | None]]:
+        """Turn some findings on both sides into one side's: the connected parts whose centre lies there.
+
+        Only with a single structure, whose caption says itself that the image holds both sides.
+        """
+        sides: list[Side | None] = [None] * len(case_ids)
+        if share == 0 or len(self._prompts) != 1:
+            return masks, sides
+        masks = masks.clone()
+        for b, case_id in enumerate(case_ids):
+            caption = self.caption(case_id, self._study.names[0])
+            if caption is None or rng.random() >= share:
+                continue
+            side = _SIDES[int(rng.integers(2))]
+            if one_sided(caption, side) is not None:
+                sides[b] = side
+                masks[b, 0] = torch.from_numpy(half(masks[b, 0].numpy(), side == self._low_side[case_id]))
+        return masks, sides
+
+
+def half(mask: NDArray[np.float32], low: bool) -> NDArray[np.float32]:
+    """The connected parts of a mask (H, W) whose centre lies in the lower (or upper) half of the first axis."""
+    parts = label(mask > 0)
+    middle = (mask.shape[0] - 1) / 2
+    kept = [region.label for region in regionprops(parts) if (region.centroid[0] < middle) == low]
+    return np.isin(parts, kept).astype(mask.dtype)
+
+
+def _variants(caption: str) -> list[str]:
+    found = [without_count(caption), *(one_sided(caption, side) for side in _SIDES)]
+    return [text for text in found if text]
