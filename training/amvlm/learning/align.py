@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from collections.abc import Iterator
 
 import torch
@@ -20,7 +19,7 @@ from amvlm.learning.ema import follow, make_teacher
 from amvlm.learning.gathering import without_processes
 from amvlm.learning.pairs import draw_pairs, held_out_pairs
 from amvlm.learning.pictures import similarity_picture
-from amvlm.learning.runtime import Clock, FiniteWatch, Means
+from amvlm.learning.runtime import Ahead, Clock, FiniteWatch, Means
 from amvlm.models import VisionLanguageModel
 
 HELD_OUT_BATCHES = 8
@@ -53,13 +52,11 @@ def align(
         first, state = load_checkpoint(folder, parts, optimiser)
     clock, means, watch = Clock(settings.steps, first), Means(), FiniteWatch()
     every = settings.validate_every or max(1, captioned.cases // settings.batch_size)
-    waiting = 0.0
-    for step in range(first, settings.steps):
+    ahead = Ahead(lambda step: draw_pairs(context, vlm, captioned, settings, step), range(first, settings.steps))
+    for step, drawn in ahead:
         if context.run.stop_asked() or state["stopped"]:
             break
-        began = time.perf_counter()
-        pairs = draw_pairs(context, vlm, captioned, settings, step).to(context.device)
-        waiting += time.perf_counter() - began
+        pairs = drawn.to(context.device)
         alignment.train()
         with context.accelerator.autocast():
             losses, notes = network(pairs, momentum)
@@ -71,7 +68,7 @@ def align(
         last = step + 1 == settings.steps
         if clock.due() or last:
             watch.check()
-            found = means.take() | {"waiting for data": round(waiting / max(1e-9, clock.seconds), 4)}
+            found = means.take() | {"waiting for data": round(ahead.waited / max(1e-9, clock.seconds), 4)}
             yield Progress(
                 stage="aligning images and captions", step=step + 1, steps=settings.steps,
                 losses=found, seconds_left=clock.left(step + 1),

@@ -65,6 +65,7 @@ class Alignment(nn.Module):
         size = vlm.settings.embedding_size
         self.seen_patches = DistributionTransformer(size) if self.css else None
         self.seen_words = DistributionTransformer(size) if self.css else None
+        self._mixed = False
         self.log_distance_temperature = nn.Parameter(torch.zeros(())) if self.css else None
 
     def forward(self, pairs: Pairs, momentum: Branch | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -73,6 +74,7 @@ class Alignment(nn.Module):
         keys = None
         if self.settings.icl_weight > 0 and momentum is not None:
             keys = _momentum_tokens(momentum, pairs, chosen)
+        self._mixed = torch.is_autocast_enabled(slabs.device.type)
         with torch.autocast(slabs.device.type, enabled=False):  # distances and losses in fp32, METHOD §1
             return self._losses(pairs, image, slabs, text, momentum, keys)
 
@@ -98,7 +100,7 @@ class Alignment(nn.Module):
             losses |= found
             notes |= spreads
         if momentum is not None and others is not None:
-            keys = momentum_keys(momentum, others, pairs)
+            keys = self._momentum_keys(momentum, others, pairs)
             losses["L_icl"] = settings.icl_weight * self._contrast(image, text, keys, pairs)
         return losses, notes
 
@@ -137,8 +139,8 @@ class Alignment(nn.Module):
         }
         css, pdt, divergence, spreads = [], [], [], {}
         for name, (own, seen, seen_cls, own_pdt, seen_pdt, equal) in sides.items():
-            gaussians = _built(own_pdt)(own.cls.detach(), own.tokens.detach(), own.mask)
-            others = _built(seen_pdt)(seen_cls.detach(), seen.detach(), own.mask)
+            gaussians = self._gaussians(own_pdt, own.cls.detach(), own.tokens.detach(), own.mask)
+            others = self._gaussians(seen_pdt, seen_cls.detach(), seen.detach(), own.mask)
             d_s, d_u = _distances(gaussians, others)
             g = similarity_gain(d_s, d_u, own.mask, settings.uncertainty)
             weights = token_weights(own.importance, own.mask)
@@ -161,18 +163,36 @@ class Alignment(nn.Module):
     def _contrast(self, image: Tokens, text: Tokens, keys: tuple[Keys, Keys], pairs: Pairs) -> Tensor:
         """L_icl of both modalities; the gradient reaches both online encoders."""
         parts = (
-            (_built(self.online.patches), image, pairs.image_noise[0], keys[0]),
-            (_built(self.online.words), text, pairs.text_noise[0], keys[1]),
+            (self.online.patches, image, pairs.image_noise[0], keys[0]),
+            (self.online.words, text, pairs.text_noise[0], keys[1]),
         )
         found = []
         for pdt, own, noise, key in parts:
-            z = pdt(own.cls, own.tokens, own.mask).sample(noise[:, : 1 + own.tokens.shape[1]])
+            gaussians = self._gaussians(pdt, own.cls, own.tokens, own.mask)
+            z = gaussians.sample(noise[:, : 1 + own.tokens.shape[1]])
             value, counted = intra_modal_contrast(
                 z[:, 0], z[:, 1:], own.mask, gathered(key.cls), gathered(key.tokens), gathered(key.mask),
                 pairs.own, pairs.negatives, self.settings.temperature,
             )  # fmt: skip
             found.append(mean_over(value, counted))
         return 0.5 * (found[0] + found[1])
+
+    @torch.no_grad()
+    def _momentum_keys(self, momentum: Branch, tokens: tuple[Tokens, Tokens], pairs: Pairs) -> tuple[Keys, Keys]:
+        """The momentum branch's samples z of image and caption."""
+        keys = []
+        parts = ((momentum.patches, tokens[0], pairs.image_noise[1]), (momentum.words, tokens[1], pairs.text_noise[1]))
+        for pdt, own, noise in parts:
+            gaussians = self._gaussians(pdt, own.cls, own.tokens, own.mask)
+            z = gaussians.sample(noise[:, : 1 + own.tokens.shape[1]])
+            keys.append(Keys(z[:, 0], z[:, 1:], own.mask))
+        return keys[0], keys[1]
+
+    def _gaussians(self, pdt: DistributionTransformer | None, cls: Tensor, tokens: Tensor, mask: Tensor) -> Gaussians:
+        """The transformer itself runs in the precision of the encoders."""
+        with torch.autocast(cls.device.type, torch.bfloat16, enabled=self._mixed):
+            found: Gaussians = _built(pdt)(cls, tokens, mask)
+        return found
 
 
 @torch.no_grad()
@@ -181,17 +201,6 @@ def _momentum_tokens(momentum: Branch, pairs: Pairs, chosen: Tensor) -> tuple[To
     rows = torch.arange(len(chosen), device=chosen.device)
     image = momentum.vlm.encode_image(pairs.other_view[rows, chosen])
     return image, Tokens(*(part[pairs.other_row] for part in momentum.vlm.encode_text(pairs.other_text)))
-
-
-@torch.no_grad()
-def momentum_keys(momentum: Branch, tokens: tuple[Tokens, Tokens], pairs: Pairs) -> tuple[Keys, Keys]:
-    """The momentum branch's samples z of image and caption."""
-    keys = []
-    parts = ((momentum.patches, tokens[0], pairs.image_noise[1]), (momentum.words, tokens[1], pairs.text_noise[1]))
-    for pdt, own, noise in parts:
-        z = _built(pdt)(own.cls, own.tokens, own.mask).sample(noise[:, : 1 + own.tokens.shape[1]])
-        keys.append(Keys(z[:, 0], z[:, 1:], own.mask))
-    return keys[0], keys[1]
 
 
 def _distances(own: Gaussians, other: Gaussians) -> tuple[Tensor, Tensor]:

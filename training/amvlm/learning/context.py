@@ -34,13 +34,8 @@ class Context:
         return device
 
     def chance(self, settings: LoopSettings, stage: int, step: int) -> Rng:
-        """Chance keyed by (seed, stage, step), the same in every process; a resumed run draws what the whole one drew.
-
-        Also seeds torch's own generator, which dropout uses.
-        """
-        rng = np.random.default_rng((settings.seed, stage, step))
-        torch.manual_seed(int(rng.integers(2**62)))
-        return rng
+        """Chance keyed by (seed, stage, step), the same in every process and in a resumed run."""
+        return np.random.default_rng((settings.seed, stage, step))
 
     @property
     def processes(self) -> int:

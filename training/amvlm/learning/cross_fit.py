@@ -56,6 +56,7 @@ def _fit(
     for step in range(steps):
         if context.run.stop_asked():
             return
+        torch.manual_seed(int(context.chance(settings, 12 + fold, step).integers(2**62)))  # dropout
         batch = labelled_batch(context, labelled, table, settings, 10 + fold, step, mirror=networks.mirror)
         text = networks.embeddings[batch.text]
         student.train()

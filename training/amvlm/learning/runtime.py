@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -13,6 +16,8 @@ from torch import nn
 
 from amvlm.config import LoopSettings
 from amvlm.errors import UserError
+
+_Batch = TypeVar("_Batch")
 
 
 def fastest_precision(network: nn.Module, size: int) -> str:
@@ -86,6 +91,31 @@ class Clock:
     @property
     def seconds(self) -> float:
         return time.monotonic() - self._began
+
+
+class Ahead(Generic[_Batch]):
+    """Makes the next step's batch in a thread while the device computes; measures what the loop still waits.
+
+    Parameters
+    ----------
+    make : callable
+        Step → batch; must draw no chance but what is keyed by the step.
+    steps : range
+    """
+
+    def __init__(self, make: Callable[[int], _Batch], steps: range) -> None:
+        self._make, self._steps = make, steps
+        self.waited = 0.0
+
+    def __iter__(self) -> Iterator[tuple[int, _Batch]]:
+        with ThreadPoolExecutor(1, "batches") as pool:
+            coming = pool.submit(self._make, self._steps[0]) if self._steps else None
+            for step in self._steps:
+                began = time.perf_counter()
+                batch = coming.result() if coming is not None else self._make(step)
+                self.waited += time.perf_counter() - began
+                coming = pool.submit(self._make, step + 1) if step + 1 < self._steps.stop else None
+                yield step, batch
 
 
 class Means:

@@ -115,6 +115,7 @@ def _loop(
     for step in range(first, settings.steps):
         if context.run.stop_asked():
             break
+        torch.manual_seed(int(context.chance(settings, 9, step).integers(2**62)))  # dropout
         batch = labelled_batch(context, labelled, table, settings, 2, step, mirror=networks.mirror)
         text, image, masks, known = networks.embeddings[batch.text], batch.image, batch.masks, batch.known
         student.train()

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from amvlm.models.attention import attend
+
 START_BIAS = -3.6
 START_SD = math.log1p(math.exp(START_BIAS))
 """softplus(−3.6) = 0.027: with D = 128, ‖σ‖ ≈ 0.3 beside ‖μ‖ ≈ 1. The prior of L_pdt's KL."""
@@ -59,8 +61,8 @@ class DistributionTransformer(nn.Module):
         x = torch.cat([cls[:, None], tokens], 1)
         seen = F.pad(mask, (1, 0), value=True)
         q, k, v = self.query_key_value(self.enter(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None])
-        moved, spread = self.leave(attended.transpose(1, 2).flatten(2)).float().chunk(2, dim=-1)
+        attended = attend(q, k, v, seen[:, None, None])
+        moved, spread = self.leave(attended.flatten(2)).float().chunk(2, dim=-1)
         mean = x.float() + moved
         mean = mean + self.mean_mlp(mean).float()
         spread = spread + self.sd_mlp(spread).float()

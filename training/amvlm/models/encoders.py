@@ -18,9 +18,12 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
 from amvlm.errors import UserError
+from amvlm.models.attention import attention_scores, plain_attention
 
-_TINY_IMAGE = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 256}
-_TINY_TEXT = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256}
+_TINY = {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 256, "initializer_range": 128**-0.5}
+"""BERT's usual 0.02 is meant for a width of 768: at 128 every image then starts with one and the same CLS, and the
+contrast does not leave ln B for hundreds of steps."""
+_TINY_IMAGE, _TINY_TEXT = {**_TINY, "num_hidden_layers": 4}, {**_TINY, "num_hidden_layers": 2}
 PRETRAINED = {
     "small": ("facebook/deit-small-patch16-224", "sentence-transformers/all-MiniLM-L6-v2"),
     "paper": ("facebook/deit-base-patch16-224", "emilyalsentzer/Bio_ClinicalBERT"),
@@ -154,15 +157,14 @@ def _register_attention() -> None:
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
         scaling: float | None = None, output_attentions: bool = False, **rest: Any,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+            return plain_attention(query, key, value, attention_mask, scaling or query.shape[-1] ** -0.5)
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **rest)
         if not output_attentions:
             return output, None
         with torch.no_grad():
-            row = (query[:, :, :1] @ key.transpose(-1, -2)).float() * (scaling or query.shape[-1] ** -0.5)
-            if attention_mask is not None:
-                first = attention_mask[..., :1, :]
-                row = row.masked_fill(~first, float("-inf")) if first.dtype == torch.bool else row + first
-            return output, row.softmax(-1)
+            scores = attention_scores(query[:, :, :1], key, attention_mask, scaling or query.shape[-1] ** -0.5)
+            return output, scores.float().softmax(-1)
 
     AttentionInterface.register(_ATTENTION, attention)
     AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
