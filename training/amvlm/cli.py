@@ -19,6 +19,8 @@ from amvlm.flags import with_settings
 from amvlm.following import console, follow
 
 if TYPE_CHECKING:
+    from amvlm.models import AmvlmModel
+    from amvlm.store import LabelStore
     from amvlm.store.runs import RunFolder
 
 app = typer.Typer(
@@ -71,11 +73,14 @@ def pretrain(
     store: StoreFolder,
     settings: PretrainSettings,
     name: Annotated[str, typer.Option(help="the model's name")] = "",
+    base: Annotated[str, typer.Option(help="a model whose encoders to start from")] = "",
     run: Annotated[str, typer.Option(help="name of the run's folder; with --resume, the run to go on with")] = "",
     resume: Annotated[bool, typer.Option("--resume", help="go on from the run's newest checkpoint")] = False,
 ) -> None:
     """Pre-train the vision-language model and the text mask generator on a study."""
+    from amvlm.inference import find_model
     from amvlm.learning import pretrain as run_pretraining
+    from amvlm.models import AmvlmModel
     from amvlm.store import LabelStore
 
     opened = LabelStore(store)
@@ -84,7 +89,10 @@ def pretrain(
         if resume:
             config = folder.read_config()
             settings, name = PretrainSettings(**config["settings"]), str(config["model"])
-        follow(run_pretraining(opened, settings, folder, name or f"base-{folder.name}", resume), folder)
+            base = str(config["base"])
+        start = AmvlmModel.load(find_model(base, opened)) if base else None
+        events = run_pretraining(opened, settings, folder, name or f"base-{folder.name}", resume, start)
+        follow(events, folder)
 
 
 @app.command()
@@ -152,9 +160,11 @@ def evaluate(
     store: StoreFolder,
     model: Annotated[str, typer.Option(help="a model of the study, a folder, or “bundled” [the newest]")] = "",
     split: Annotated[Split, typer.Option(help="which cases")] = "test",
+    vlm: Annotated[bool, typer.Option("--vlm", help="retrieval, text masks, sides and levels of the captions")] = False,
+    limit: Annotated[int, typer.Option(min=0, help="with --vlm: evenly chosen cases, 0 for all")] = 0,
     output: Annotated[Path | None, typer.Option("--json", help="also write the figures as JSON")] = None,
 ) -> None:
-    """Measure a model: per-case mean Dice and IoU, and pooled Dice."""
+    """Measure a model: per-case mean Dice and IoU, and pooled Dice; with --vlm what its texts are worth."""
     from amvlm.inference import evaluate as run_evaluation
     from amvlm.inference import find_model
     from amvlm.models import AmvlmModel
@@ -162,6 +172,9 @@ def evaluate(
 
     opened = LabelStore(store)
     loaded = AmvlmModel.load(find_model(model, opened))
+    if vlm:
+        _evaluate_vlm(opened, loaded, split, limit, output)
+        return
     with console.status("Evaluating …") as status:
         found = run_evaluation(loaded, opened, split, lambda done, total: status.update(f"Case {done} of {total} …"))
     if output is not None:
@@ -175,6 +188,23 @@ def evaluate(
         )
         figures = (summary.mean_dice, summary.sd_dice, summary.mean_iou, summary.pooled_dice)
         table.add_row(kind, structure, counted, *(f"{figure:.3f}" for figure in figures))
+    Console(width=110).print(table)
+
+
+def _evaluate_vlm(store: LabelStore, model: AmvlmModel, split: Split, limit: int, output: Path | None) -> None:
+    from amvlm.inference import evaluate_vlm
+
+    with console.status("Evaluating …") as status:
+        found = evaluate_vlm(
+            model, store, split, limit=limit, progress=lambda done, total: status.update(f"Case {done} of {total} …")
+        )
+    if output is not None:
+        output.write_text(json.dumps(found.as_json(), indent=1), "utf-8")
+    table = Table(title=f"{found.model} on {split}, its captions as prompts (research use only)")
+    for column in ("what", "measure", "value"):
+        table.add_column(column, justify="right" if column == "value" else "left")
+    for what, measure, value in found.rows():
+        table.add_row(what, measure, value)
     Console(width=110).print(table)
 
 

@@ -2,6 +2,7 @@
 
 from amvlm.inference.catalogue import available_models, bundled_model_folder, find_model
 from amvlm.inference.evaluate import evaluate
+from amvlm.inference.evaluate_vlm import evaluate_vlm
 from amvlm.inference.session import Session, SliceResult
 
 __all__ = [
@@ -10,5 +11,6 @@ __all__ = [
     "available_models",
     "bundled_model_folder",
     "evaluate",
+    "evaluate_vlm",
     "find_model",
 ]

@@ -16,6 +16,7 @@ from amvlm.metrics import Overlap, Summary, summarise
 from amvlm.models import AmvlmModel
 from amvlm.store import Case, LabelStore
 from amvlm.store.records import Split
+from amvlm.text import for_model_side
 
 KINDS = ("text mask", "prediction", "merged")
 
@@ -60,7 +61,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure a model on one split, against references, or accepted labels where there is no reference.
 
-    Each case's own caption is its prompt; without one, the structure's prompt. A case that is neither is left out.
+    Each case's own caption is its prompt, without one the structure's; a session takes the patient's sides, so captions
+    of an image's sides are swapped for it. A case that is neither is left out.
 
     Raises
     ------
@@ -88,7 +90,7 @@ def evaluate(
             if truth is None:
                 continue
             own = [text for s, text in captions.get(case.case_id, []) if s in (structure.name, None)]
-            prompt = own[0] if own else structure.prompt
+            prompt = for_model_side(own[0], case.laterality) if own else structure.prompt
             masks = session.segment_volume(prompt)
             for kind in KINDS if session.prediction_of(structure.prompt) else KINDS[:1]:
                 overlap = Overlap.of(torch.from_numpy(masks[kind] > 127), torch.from_numpy(truth > 0))

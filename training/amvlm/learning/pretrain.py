@@ -33,11 +33,17 @@ from amvlm.store.runs import RunFolder
 
 
 def pretrain(
-    store: LabelStore, settings: PretrainSettings, run: RunFolder, name: str, resume: bool = False
+    store: LabelStore,
+    settings: PretrainSettings,
+    run: RunFolder,
+    name: str,
+    resume: bool = False,
+    base: AmvlmModel | None = None,
 ) -> Iterator[AnyEvent]:
     """Pre-train on a store and save ``models/<name>``; yields typed events.
 
-    Captions of validation cases serve the validation loss alone, those of test cases nothing.
+    With ``base`` the vision-language model starts from it; with 0 contrastive steps only the generator is taught anew,
+    as after more labels. Captions of validation cases serve the validation loss alone, those of test cases nothing.
 
     Raises
     ------
@@ -49,7 +55,7 @@ def pretrain(
     torch.manual_seed(settings.seed)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    vlm = VisionLanguageModel(settings.encoders)
+    vlm = VisionLanguageModel(settings.encoders) if base is None else base.vlm.requires_grad_(True)
     bank = SliceBank(store, vlm.settings.image_size)
     for done in bank.prepare(list(study.cases.values())):
         if done % 50 == 0:
@@ -69,7 +75,7 @@ def pretrain(
     )
     context = Context(study, bank, start_accelerator(settings, precision), run, flip_axis_of(study))
     if context.accelerator.is_main_process:
-        run.write_config(_config(study, settings, name, precision))
+        run.write_config(_config(study, settings, name, precision, base))
     yield Started(
         job="pretrain", labelled=len(labelled), unlabelled=len(study.cases) - len(labelled), validation=len(judged),
         structures=study.names, steps=settings.steps + settings.generator_steps, device=str(context.device),
@@ -100,10 +106,13 @@ def _notes(captioned: CaptionedImages, settings: PretrainSettings) -> Iterator[N
         yield Note(text=f"{captioned.without_caption} cases have no caption; their structures' prompts stand in.")
 
 
-def _config(study: Study, settings: PretrainSettings, name: str, precision: str) -> dict[str, object]:
+def _config(
+    study: Study, settings: PretrainSettings, name: str, precision: str, base: AmvlmModel | None
+) -> dict[str, object]:
     return {
         "job": "pretrain",
         "model": name,
+        "base": base.card.name if base is not None else "",
         "settings": settings.model_dump(mode="json"),
         "precision": precision,
         "revisions": [revision.revision_id for revision in study.snapshot.revisions],
