@@ -39,7 +39,7 @@ class TrainingRun(QObject):
     ) -> TrainingRun:
         """Run ``amvlm train STORE …`` as a process of its own session."""
         run = RunFolder(store.folder / "runs" / resume) if resume else RunFolder.new(store.folder)
-        command = [sys.executable, "-m", "amvlm", "train", str(store.folder), "--run", run.name, *arguments]
+        command = [sys.executable, "-m", "amvlm", "train", str(store.folder), "--run-name", run.name, *arguments]
         if resume:
             command.append("--resume")
         detached = (

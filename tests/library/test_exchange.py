@@ -98,6 +98,80 @@ def test_captions_match_image_names_too_and_conflicts_are_refused(lvit: Path, tm
         import_study(lvit, tmp_path / "u")
 
 
+def picture(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def test_the_kaggle_layout(tmp_path: Path) -> None:
+    folder = tmp_path / "Train Set"
+    for n, name in enumerate(("covid_1", "sub-S03047_ses-E06139_run-1", "sub-S03047_ses-E07000_run-1")):
+        pixels = np.random.default_rng(n).integers(0, 255, (10, 12), np.uint8)
+        picture(folder / "Images" / f"{name}.png", pixels)
+        picture(folder / "Ground-truths" / f"mask_{name}.png", (pixels > 128).astype(np.uint8) * 255)
+    entries = [{"Image": "mask_COVID_1.png", "Description": "left lung"}, {"Image": "gone.png", "Description": "x"}]
+    (folder / "captions.json").write_text(json.dumps(entries))
+    report = import_study(folder, tmp_path / "s", structure="pulmonary infection", split="train")
+    assert (report.cases, report.masks, report.captions, report.without_caption) == (3, 3, 1, 2)
+    assert report.unused_captions == 1
+    assert "1 rows of the caption table name no image" in report.sentence()
+    cases = LabelStore(tmp_path / "s").cases()
+    assert {case.laterality for case in cases} == {"image"}
+    assert cases[1].group == cases[2].group != cases[0].group  # one patient, named by no file name in the study
+
+
+def test_slices_of_a_spine_with_a_caption_per_structure(tmp_path: Path) -> None:
+    folder = tmp_path / "MRSpineSeg"
+    for case in range(3):
+        for z in range(2):
+            mask = np.zeros((8, 8), np.uint8)
+            mask[2:4] = 9  # T10
+            mask[4:6] = 19  # T9/T10
+            mask[0, 0] = 10 * case  # T9 in one of them (10), a nameless value in another (20)
+            picture(folder / "img" / f"Case{case}_slice{z}.png", np.full((8, 8), 40 * case + z, np.uint8))
+            picture(folder / "labelcol" / f"Case{case}_slice{z}.png", mask)
+    rows = [f'Case{case}_slice{z}.png,"T9 none, T10 spinous, T9/T10 bulging"' for case in range(3) for z in range(2)]
+    (folder / "text.csv").write_text("\n".join(["Image,Description", *rows]))
+    report = import_study(folder, tmp_path / "s", labels="mrspineseg", laterality="patient", split="train")
+    assert len(report.structures) == 19
+    assert report.cases == 4
+    assert len(report.refused) == 2  # the value 20 has no name
+    store = LabelStore(tmp_path / "s")
+    captions = store.captions()["case-00001"]
+    assert sorted(captions) == [("T10 vertebra", "t10 spinous"), ("T9/T10 disc", "t9/t10 bulging")]
+    assert len({case.group for case in store.cases()}) == 2
+    assert store.read_mask(store.current("case-00001", "T10 vertebra")).sum() == 16
+    assert store.read_mask(store.current("case-00001", "T9 vertebra")).sum() == 0
+    assert store.read_mask(store.current("case-00003", "T9 vertebra")).sum() == 1
+
+
+def test_pictures_with_masks_and_captions_of_other_sets(tmp_path: Path) -> None:
+    """MosMedData+ and BM-Seg as LViT and DuSSS lay them out: masks under the image's own name."""
+    for name, images, masks in (("MosMedDataPlus", "img", "labelcol"), ("BM-Seg", "Images", "Masks")):
+        folder = tmp_path / name
+        for n in range(2):
+            picture(folder / images / f"Jun_{n}.jpg", np.full((8, 8), 9 * n + len(name), np.uint8))
+            picture(folder / masks / f"Jun_{n}.png", np.eye(8, dtype=np.uint8) * 255)
+        (folder / "text.csv").write_text("Image;Description\nJun_0.png;one area, left lung\nJUN_1;two areas\n")
+        report = import_study(folder, tmp_path / f"s-{name}", structure="lesion", split="train")
+        assert (report.cases, report.masks, report.captions, report.unused_captions) == (2, 2, 2, 0)
+
+
+def test_ambiguous_captions_and_file_names_are_refused(lvit: Path, tmp_path: Path) -> None:
+    (lvit / "Train_text.xlsx").unlink()
+    table = lvit / "Train_text.csv"
+    table.write_text("Image,Description\nmask_covid_0.png,one\ncovid_0,two\n")
+    with pytest.raises(UserError, match=r"'covid_0\.png' has two captions"):
+        import_study(lvit, tmp_path / "s")
+    table.write_text("Image,Description\ncovid_0.png,mask_covid_0.png\n")
+    with pytest.raises(UserError, match="is a file name"):
+        import_study(lvit, tmp_path / "s")
+    table.write_text("Image,Description\ncovid_0.png,one\n")
+    Image.new("L", (12, 10)).save(lvit / "img" / "covid_0.tif")
+    with pytest.raises(UserError, match="two images are called 'covid_0'"):
+        import_study(lvit, tmp_path / "s")
+
+
 def test_a_plain_folder_and_again_with_more(scan_path: Path, tmp_path: Path) -> None:
     folder = tmp_path / "scans"
     folder.mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,6 +43,10 @@ def import_(
         typer.Option(help="masks become accepted labels, or are only measured against"),
     ] = "labels",
     structure: Annotated[str, typer.Option(help="what masks without names outline")] = "",
+    labels: Annotated[str, typer.Option(help="what mask values mean: a JSON file, or “mrspineseg”")] = "",
+    laterality: Annotated[
+        Literal["", "patient", "image"], typer.Option(help="whose left and right captions name [the layout's usual]")
+    ] = "",
     split: Annotated[Literal["auto", "train", "val", "test"], typer.Option()] = "auto",
     accept_fraction: Annotated[float, typer.Option(min=0, max=1, help="share of training masks to accept")] = 1.0,
     seed: Annotated[int, typer.Option(help="chooses that share")] = 0,
@@ -51,7 +56,8 @@ def import_(
 
     with console.status("Importing …") as status:
         report = import_study(
-            source, into, masks=masks, structure=structure, split=split, accept_fraction=accept_fraction, seed=seed,
+            source, into, masks=masks, structure=structure, labels=labels, laterality=laterality, split=split,
+            accept_fraction=accept_fraction, seed=seed,
             progress=lambda done, total: status.update(f"Importing {done} of {total} …"),
         )  # fmt: skip
     for sentence in report.refused:
@@ -63,7 +69,9 @@ def _run_folder(store: Path, run: str, resume: bool) -> RunFolder:
     from amvlm.store.runs import RunFolder
 
     if resume and not (run and (store / "runs" / run).is_dir()):
-        raise UserError("there is no such run to resume", remedy="Name it: --run NAME --resume")
+        raise UserError("there is no such run to resume", remedy="Name it: --run-name NAME --resume")
+    if not run and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("several processes need one run's name", remedy="Name it: --run-name NAME")
     return RunFolder(store / "runs" / run) if run else RunFolder.new(store)
 
 
@@ -74,7 +82,9 @@ def pretrain(
     settings: PretrainSettings,
     name: Annotated[str, typer.Option(help="the model's name")] = "",
     base: Annotated[str, typer.Option(help="a model whose encoders to start from")] = "",
-    run: Annotated[str, typer.Option(help="name of the run's folder; with --resume, the run to go on with")] = "",
+    run: Annotated[
+        str, typer.Option("--run-name", help="name of the run's folder; with --resume, the run to go on with")
+    ] = "",
     resume: Annotated[bool, typer.Option("--resume", help="go on from the run's newest checkpoint")] = False,
 ) -> None:
     """Pre-train the vision-language model and the text mask generator on a study."""
@@ -102,7 +112,9 @@ def train(
     settings: TrainSettings,
     model: Annotated[str, typer.Option(help="where the text side comes from [newest pre-trained, or bundled]")] = "",
     name: Annotated[str, typer.Option(help="the new model's name")] = "",
-    run: Annotated[str, typer.Option(help="name of the run's folder; with --resume, the run to go on with")] = "",
+    run: Annotated[
+        str, typer.Option("--run-name", help="name of the run's folder; with --resume, the run to go on with")
+    ] = "",
     resume: Annotated[bool, typer.Option("--resume", help="go on from the run's newest checkpoint")] = False,
 ) -> None:
     """Train on accepted labels and on the rest of the study (the same as amvlm-train)."""

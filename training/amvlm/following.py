@@ -11,13 +11,17 @@ from rich.console import Console
 
 from amvlm.errors import UserError
 from amvlm.events import AnyEvent, Failed, Finished, Note, Progress, Started, Validation
-from amvlm.store.runs import RunFolder
+from amvlm.store.runs import RunFolder, process_rank
 
 console = Console(stderr=True, highlight=False)
 
 
 def follow(events: Iterator[AnyEvent], run: RunFolder) -> None:
     """Show a job's events and keep them in the run's file; the person's Ctrl-C asks for a usable end."""
+    if process_rank() > 0:  # the first of several processes speaks for all
+        for _ in events:
+            pass
+        return
     sink = _TensorBoard(run.path)
     try:
         with console.status("Starting …") as status:

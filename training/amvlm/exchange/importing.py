@@ -34,6 +34,8 @@ class ImportReport:
     masks: int = 0
     captions: int = 0
     without_caption: int = 0
+    unused_captions: int = 0
+    patients: int = 0
     already_there: int = 0
     structures: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
@@ -44,6 +46,10 @@ class ImportReport:
             parts.append(f"{self.already_there} images were in the study already")
         if self.captions and self.without_caption:
             parts.append(f"{self.without_caption} cases have no caption")
+        if self.unused_captions:
+            parts.append(f"{self.unused_captions} rows of the caption table name no image here")
+        if 0 < self.patients < self.cases:
+            parts.append(f"{self.patients} patients by file name, none in two splits")
         if self.refused:
             parts.append(f"{len(self.refused)} files were refused")
         return "; ".join(parts) + "."
@@ -55,6 +61,8 @@ def import_study(
     *,
     masks: Masks = "labels",
     structure: str = "",
+    labels: str = "",
+    laterality: Literal["", "patient", "image"] = "",
     split: Split | Literal["auto"] = "auto",
     splits: dict[str, Split] | None = None,
     accept_fraction: float = 1.0,
@@ -72,8 +80,13 @@ def import_study(
         test split are always reference only.
     structure : str
         What single-structure masks outline.
+    labels : str
+        What the values of masks with several structures mean; see :func:`read_layout`.
+    laterality : {"", "patient", "image"}
+        Whose left and right the captions name; empty for the layout's usual.
     split : {"auto", "train", "val", "test"}
-        "auto" fixes 70/15/15 % by a hash of the file's name (85/15/0 % where no image has a mask).
+        "auto" fixes 70/15/15 % by a hash of the patient, as far as file names tell, or of the file's name (85/15/0 %
+        where no image has a mask).
     splits : dict, optional
         Image base name → split, over ``split``.
     accept_fraction : float in [0, 1]
@@ -85,7 +98,7 @@ def import_study(
     ImportReport
         One unreadable file does not stop the others: it is named in ``refused``.
     """
-    layout = read_layout(Path(source), structure)
+    layout = read_layout(Path(source), structure, labels)
     into = Path(into)
     store = LabelStore(into) if (into / "store.sqlite").is_file() else LabelStore.create(into)
     for name, alias in layout.structures.items():
@@ -94,7 +107,8 @@ def import_study(
     accepted = _chosen(layout.items, accept_fraction, seed)
     known = {case.image_sha256 for case in store.cases()}
     first = 1 + max((int(case.case_id.removeprefix("case-")) for case in store.cases()), default=0)
-    report = ImportReport(structures=list(layout.structures))
+    report = ImportReport(structures=list(layout.structures), unused_captions=layout.unused_captions)
+    patients: dict[str, str] = {}
     cases: list[Case] = []
     names: dict[str, str] = {}
     found: list[tuple[Case, Item, dict[str, str]]] = []
@@ -113,11 +127,12 @@ def import_study(
         known.add(sha256)
         case_id = f"case-{first + len(cases):05d}"
         chosen: Split = (splits or {}).get(item.image.name) or (
-            _hashed_split(item.image, has_masks) if split == "auto" else split
+            _hashed_split(item.patient or item.image.name, has_masks) if split == "auto" else split
         )
         case = Case(
-            case_id, case_id, chosen, volume.modality or layout.modality,
-            "image" if layout.laterality == "image" else "patient", sha256, f"images/{case_id}{suffix}",
+            case_id, patients.setdefault(item.patient or case_id, case_id), chosen,
+            volume.modality or layout.modality,
+            "image" if (laterality or layout.laterality) == "image" else "patient", sha256, f"images/{case_id}{suffix}",
             volume.shape, rounded_affine(volume), volume.sides_known, volume.planar,
         )  # fmt: skip
         write_bytes_atomically(into / case.image_file, content)
@@ -131,6 +146,7 @@ def import_study(
             report.refused[0] if report.refused else "nothing was imported",
             remedy="" if report.refused else "Check it.",
         )
+    report.patients = len(patients)
     _write_index(store, found, masks, accepted, layout, report)
     remember_names(store.store_id, names)
     return report
@@ -151,6 +167,9 @@ def _write_index(
 ) -> None:
     only = next(iter(layout.structures), None) if len(layout.structures) == 1 else None
     captions = [(case.case_id, only, normalise_caption(item.caption)) for case, item, _ in found if item.caption]
+    captions += [
+        (case.case_id, name, text) for case, item, _ in found for name, text in item.by_structure.items() if text
+    ]
     references = [(case.case_id, name, sha256) for case, _, hashes in found for name, sha256 in hashes.items()]
     labels = [
         (case.case_id, name, sha256)
@@ -160,7 +179,7 @@ def _write_index(
     ]
     store.add_import([case for case, _, _ in found], captions, references, labels)
     report.cases, report.captions, report.masks = len(found), len(captions), sum(bool(h) for _, _, h in found)
-    report.without_caption = len(found) - len(captions)
+    report.without_caption = sum(not item.caption and not item.by_structure for _, item, _ in found)
 
 
 def _chosen(items: Sequence[Item], fraction: float, seed: int) -> set[Path]:
@@ -169,9 +188,9 @@ def _chosen(items: Sequence[Item], fraction: float, seed: int) -> set[Path]:
     return {with_mask[int(index)] for index in order[: round(fraction * len(with_mask))]}
 
 
-def _hashed_split(image: Path, has_masks: bool) -> Split:
-    """By a hash of the file's name; without expert masks there is nothing to test on, so nothing is kept for it."""
-    draw = int(hashlib.sha256(f"split {image.name}".encode()).hexdigest()[:8], 16) / 2**32
+def _hashed_split(name: str, has_masks: bool) -> Split:
+    """By a hash of a name; without expert masks there is nothing to test on, so nothing is kept for it."""
+    draw = int(hashlib.sha256(f"split {name}".encode()).hexdigest()[:8], 16) / 2**32
     found = next(split for bound, split in _SPLITS if draw < bound)
     return found if has_masks or found != "test" else "train"
 

@@ -1,26 +1,52 @@
-"""What lies on disk: the MSD, LViT and plain folder layouts, read into one list of items."""
+"""What lies on disk: the MSD, LViT, Kaggle and plain folder layouts, read into one list of items."""
 
 from __future__ import annotations
 
-import csv
+import itertools
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from amvlm.errors import UserError
+from amvlm.exchange.tables import CaptionTable, split_by_structure
 from amvlm.imaging.readers import is_image_name
 
-_MASK_FOLDERS = ("masks", "labels", "labelsTr", "labelcol")
+_IMAGE_FOLDERS = ("img", "images", "imgs", "imagestr")
+_MASK_FOLDERS = ("labelcol", "ground-truths", "ground_truths", "groundtruths", "masks", "labels", "labelstr")
+_IMAGE_SIDES = ("img/labelcol", "images/ground-truths")
+"""Layouts of chest X-ray sets whose captions name the image's own left and right (LViT, QaTa-COV19)."""
+_PATIENT = re.compile(r"(sub-[a-z0-9]+|(?:case|patient|pat|subject|volume|vol)[_-]?\d+)(?=[_.-])", re.IGNORECASE)
+_SPINE = ("S", "L5", "L4", "L3", "L2", "L1", "T12", "T11", "T10", "T9")
+MRSPINESEG = {
+    **{value: (f"{'sacrum' if name == 'S' else f'{name} vertebra'}", name) for value, name in enumerate(_SPINE, 1)},
+    **{
+        value: (f"{upper}/{lower} disc", f"{upper}/{lower}")
+        for value, (lower, upper) in enumerate(itertools.pairwise(_SPINE), 11)
+    },
+}
+"""Values of the MRSpineSeg masks: ten vertebrae (S to T9), then nine discs (L5/S to T9/T10), with their short names."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One image, its mask file if any, and its caption if any."""
+    """One image, its mask file if any, and its captions if any.
+
+    ``caption`` speaks of the whole image; ``by_structure`` holds one caption per structure instead. ``patient`` is the
+    part of the file name that several images of one patient share, "" where nothing tells.
+    """
 
     image: Path
     mask: Path | None = None
     caption: str = ""
+    by_structure: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def patient(self) -> str:
+        found = _PATIENT.match(self.image.name)
+        return found.group(1).lower() if found else ""
 
 
 @dataclass(frozen=True)
@@ -36,9 +62,10 @@ class Layout:
     values: dict[int, str] = field(default_factory=dict)
     laterality: str = "patient"
     modality: str = ""
+    unused_captions: int = 0
 
 
-def read_layout(source: Path, structure: str) -> Layout:
+def read_layout(source: Path, structure: str, labels: str = "") -> Layout:
     """Recognise a folder (or one image file) and list its items, in order of their names.
 
     Parameters
@@ -46,6 +73,9 @@ def read_layout(source: Path, structure: str) -> Layout:
     source : Path
     structure : str
         What masks without names of their own outline; empty for the layout's usual one.
+    labels : str
+        What the masks' values mean: a JSON file {"1": "name", …}, or "mrspineseg". Empty: ``labels.json`` in the
+        folder if there is one, else a mask holds one structure.
 
     Raises
     ------
@@ -58,9 +88,7 @@ def read_layout(source: Path, structure: str) -> Layout:
         return Layout("one image", [Item(source)])
     if (source / "dataset.json").is_file():
         return _msd(source)
-    if (source / "img").is_dir() and (source / "labelcol").is_dir():
-        return _lvit(source, structure or "target")
-    return _plain(source, structure or "target")
+    return _pictures(source, structure or "target", labels)
 
 
 def _msd(source: Path) -> Layout:
@@ -94,69 +122,56 @@ def _full_name(label: str, organ: str) -> str:
     return f"{label} {organ}" if organ == "hippocampus" and label in ("anterior", "posterior") else label
 
 
-def _lvit(source: Path, structure: str) -> Layout:
-    tables = sorted(path for path in source.iterdir() if path.suffix.lower() in (".xlsx", ".csv", ".json"))
-    captions = _unique_keys([row for table in tables for row in read_captions(table)], source)
-    masks = _by_stem(source / "labelcol")
-    items = []
-    for path in _images(source / "img"):
-        stem = path.stem.lower()
-        mask = masks.get(f"mask_{stem}") or masks.get(stem)
-        keys = ([mask.name.lower()] if mask else []) + [
-            path.name.lower(),
-            stem,
-            f"{stem}.png",
-            f"mask_{stem}.png",
-        ]
-        caption = next((captions[key] for key in keys if key in captions), "")
-        items.append(Item(path, mask, caption))
-    if not items:
-        raise UserError("the folder img holds no image", file=source)
-    return Layout("LViT", items, {structure: ""}, laterality="image")
-
-
-def _plain(source: Path, structure: str) -> Layout:
-    folder = next((source / name for name in ("images", "imagesTr") if (source / name).is_dir()), source)
+def _pictures(source: Path, structure: str, labels: str) -> Layout:
+    """A folder of images, or one with a folder of images, one of masks and tables of captions."""
+    folder = _subfolder(source, _IMAGE_FOLDERS) or source
+    mask_folder = _subfolder(source, _MASK_FOLDERS)
     images = _images(folder)
     if not images:
-        raise UserError("the folder holds no image", file=source, remedy="Choose the folder that holds the scans.")
-    mask_folder = next((source / name for name in _MASK_FOLDERS if (source / name).is_dir()), None)
+        raise UserError("the folder holds no image", file=folder, remedy="Choose the folder that holds the scans.")
+    names = [_stem(path) for path in images]
+    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
     masks = _by_stem(mask_folder) if mask_folder else {}
-    items = [Item(path, masks.get(_stem(path))) for path in images]
-    return Layout("folder", items, {structure: ""} if masks else {})
+    tables = [path for path in sorted(source.iterdir()) if path.suffix.lower() in (".xlsx", ".csv", ".json")]
+    captions = CaptionTable([path for path in tables if path.name != "labels.json"], source)
+    if twice is not None and (masks or tables):
+        raise UserError(f"two images are called {twice!r}", file=folder, remedy="Keep one of them, or rename it.")
+    values = _values(source, labels)
+    structures = dict(values.values()) if values else {structure: ""} if masks or tables else {}
+    aliases = {name: [short] if short else [] for name, short in structures.items()}
+    items = []
+    for path in images:
+        mask = masks.get(f"mask_{_stem(path)}") or masks.get(_stem(path))
+        caption = captions.of(path, mask)
+        parts = split_by_structure(caption, aliases) if values and caption else None
+        items.append(Item(path, mask, "" if parts is not None else caption, parts or {}))
+    known = mask_folder is not None and f"{folder.name}/{mask_folder.name}".lower() in _IMAGE_SIDES
+    return Layout(
+        "pictures" if mask_folder else "folder", items, structures,
+        {value: name for value, (name, _) in values.items()},
+        laterality="image" if known else "patient", unused_captions=captions.unused,
+    )  # fmt: skip
 
 
-def read_captions(table: Path) -> list[tuple[str, str]]:
-    """Rows (image key, caption) of an xlsx, csv or json table with the columns Image and Description."""
+def _subfolder(source: Path, names: tuple[str, ...]) -> Path | None:
+    there = {path.name.lower(): path for path in source.iterdir() if path.is_dir()}
+    return next((there[name] for name in names if name in there), None)
+
+
+def _values(source: Path, labels: str) -> dict[int, tuple[str, str]]:
+    """Mask value → (structure, its short name)."""
+    if labels.lower() == "mrspineseg":
+        return MRSPINESEG
+    path = Path(labels) if labels else source / "labels.json"
+    if not labels and not path.is_file():
+        return {}
     try:
-        if table.suffix.lower() == ".xlsx":
-            import openpyxl
-
-            book = openpyxl.load_workbook(table, read_only=True)
-            rows = [list(row) for row in book.active.iter_rows(values_only=True)]
-            book.close()
-        elif table.suffix.lower() == ".csv":
-            with table.open(newline="", encoding="utf-8-sig") as stream:
-                rows = [list(row) for row in csv.reader(stream)]
-        else:
-            entries = json.loads(table.read_text("utf-8"))
-            rows = [["Image", "Description"], *[[entry["Image"], entry["Description"]] for entry in entries]]
-        header = [str(name).strip().lower() for name in rows[0]]
-        image, text = header.index("image"), header.index("description")
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        entries = json.loads(path.read_text("utf-8"))
+        return {int(value): (str(name).strip().lower(), "") for value, name in entries.items() if int(value) > 0}
+    except (OSError, ValueError, AttributeError) as error:
         raise UserError(
-            "it is not a table of captions", file=table, remedy="It needs the columns Image and Description."
+            "it does not say what the masks' values mean", file=path, remedy='It needs {"1": "name", …}.'
         ) from error
-    return [(str(row[image]).strip(), str(row[text]).strip()) for row in rows[1:] if row[image] and row[text]]
-
-
-def _unique_keys(rows: list[tuple[str, str]], source: Path) -> dict[str, str]:
-    captions: dict[str, str] = {}
-    for key, text in rows:
-        if captions.get(key.lower(), text) != text:
-            raise UserError(f"the image {key!r} has two captions", file=source, remedy="Keep one row for each image.")
-        captions[key.lower()] = text
-    return captions
 
 
 def _stem(path: Path) -> str:

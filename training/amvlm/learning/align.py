@@ -54,7 +54,7 @@ def align(
     every = settings.validate_every or max(1, captioned.cases // settings.batch_size)
     ahead = Ahead(lambda step: draw_pairs(context, vlm, captioned, settings, step), range(first, settings.steps))
     for step, drawn in ahead:
-        if context.run.stop_asked() or state["stopped"]:
+        if context.stop_asked() or state["stopped"]:
             break
         pairs = drawn.to(context.device)
         alignment.train()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from numpy.random import Generator as Rng
 from torch import nn
@@ -36,6 +37,15 @@ class Context:
     def chance(self, settings: LoopSettings, stage: int, step: int) -> Rng:
         """Chance keyed by (seed, stage, step), the same in every process and in a resumed run."""
         return np.random.default_rng((settings.seed, stage, step))
+
+    def stop_asked(self) -> bool:
+        """Whether the person asked for an end; all processes stop at the same step."""
+        asked = self.run.stop_asked()
+        if self.processes == 1:
+            return asked
+        first = torch.tensor(float(asked), device=self.device)
+        dist.broadcast(first, 0)
+        return bool(first)
 
     @property
     def processes(self) -> int:

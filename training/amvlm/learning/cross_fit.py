@@ -54,7 +54,7 @@ def _fit(
     student, generator, optimiser = networks.prepare(context, settings)
     clock = Clock(steps)
     for step in range(steps):
-        if context.run.stop_asked():
+        if context.stop_asked():
             return
         torch.manual_seed(int(context.chance(settings, 12 + fold, step).integers(2**62)))  # dropout
         batch = labelled_batch(context, labelled, table, settings, 10 + fold, step, mirror=networks.mirror)

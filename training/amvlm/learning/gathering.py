@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,17 +30,28 @@ def without_processes() -> Iterator[None]:
         _alone.reset(token)
 
 
+class _Gather(torch.autograd.Function):
+    """All processes' rows; backward sums all processes' gradients and takes its own rows."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        whole = gradients[0].contiguous()
+        dist.all_reduce(whole)
+        return whole.chunk(dist.get_world_size())[dist.get_rank()]
+
+
 def gathered(tensor: Tensor) -> Tensor:
     """All processes' rows in order of rank, (B, …) → (G, …); the gradient goes back to where each row came from."""
     if _processes() == 1:
         return tensor
-    if tensor.requires_grad:
-        from torch.distributed.nn.functional import all_gather
-
-        return torch.cat(list(all_gather(tensor.contiguous())))  # type: ignore[no-untyped-call]
-    parts = [torch.empty_like(tensor) for _ in range(_processes())]
-    dist.all_gather(parts, tensor.contiguous())
-    return torch.cat(parts)
+    found: Tensor = _Gather.apply(tensor)  # type: ignore[no-untyped-call]
+    return found
 
 
 def mean_over(values: Tensor, counted: Tensor) -> Tensor:

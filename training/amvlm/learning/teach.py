@@ -62,7 +62,7 @@ def teach_generator(
     clock, means, watch = Clock(settings.generator_steps, first), Means(), FiniteWatch()
     every = settings.validate_every or max(1, settings.generator_steps // 5)
     for step in range(first, settings.generator_steps):
-        if context.run.stop_asked():
+        if context.stop_asked():
             break
         generator.train()
         losses: dict[str, Tensor] = {}

@@ -71,7 +71,8 @@ def train(
     probe = build_student(settings.student, len(study.names))
     precision = str(run.read_config()["precision"]) if resume else choose_precision(settings, probe, base.image_size)
     context = Context(study, bank, start_accelerator(settings, precision), run, flip_axis_of(study))
-    run.write_config(_config(study, settings, name, base.card.name, precision))
+    if context.accelerator.is_main_process:
+        run.write_config(_config(study, settings, name, base.card.name, precision))
     yield Started(
         job="train", labelled=len(labelled), unlabelled=len(study.unlabelled), validation=len(held_out),
         structures=study.names, steps=settings.steps, device=str(context.device), precision=precision,
@@ -86,8 +87,9 @@ def train(
     yield from _loop(context, networks, table, labelled, held_out, settings, resume)
     model = networks.as_model(base, study, settings, name, before, len(labelled))
     model.card = model.card.model_copy(update={"created": datetime.date.today().isoformat()})
-    model.to("cpu").save(store.folder / "models" / name)
-    store.record_consumed(run.name, study.snapshot)
+    if context.accelerator.is_main_process:
+        model.to("cpu").save(store.folder / "models" / name)
+        store.record_consumed(run.name, study.snapshot)
     yield Finished(model=name, stopped_early=run.stop_asked(), seconds=clock.seconds)
 
 
@@ -113,7 +115,7 @@ def _loop(
         networks.restore(notes)
     clock, means = Clock(settings.steps, first), Means()
     for step in range(first, settings.steps):
-        if context.run.stop_asked():
+        if context.stop_asked():
             break
         torch.manual_seed(int(context.chance(settings, 9, step).integers(2**62)))  # dropout
         batch = labelled_batch(context, labelled, table, settings, 2, step, mirror=networks.mirror)
@@ -155,7 +157,7 @@ def _loop(
             )
         if held_out and ((step + 1) % settings.validate_every == 0 or step + 1 == settings.steps):
             yield _validate(context, networks, table, held_out, settings, step + 1)
-        if (step + 1) % settings.checkpoint_every == 0:
+        if (step + 1) % settings.checkpoint_every == 0 and context.accelerator.is_main_process:
             save_checkpoint(context.run.path, step + 1, networks.parts(), optimiser, networks.notes())
 
 

@@ -40,6 +40,8 @@ class RunFolder:
         return self.path.name
 
     def __enter__(self) -> RunFolder:
+        if process_rank() > 0:  # the first of several processes holds the lock for all
+            return self
         if self.running_pid() is not None:
             raise UserError("this run is going on already", file=self.path, remedy="Wait for it, or stop it first.")
         (self.path / "stop").unlink(missing_ok=True)
@@ -47,7 +49,8 @@ class RunFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        (self.path / "lock").unlink(missing_ok=True)
+        if process_rank() == 0:
+            (self.path / "lock").unlink(missing_ok=True)
 
     def running_pid(self) -> int | None:
         """The process that holds the lock, if it still lives."""
@@ -75,6 +78,11 @@ class RunFolder:
                 "this run cannot be resumed: its configuration is missing", file=self.path, remedy="Start a new run."
             ) from error
         return dict(config)
+
+
+def process_rank() -> int:
+    """This process's rank under torchrun; 0 alone."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def _alive(pid: int) -> bool:
