@@ -87,7 +87,7 @@ def run(work: Path, arm: str, seed: int, steps: int, generator_steps: int, limit
     else:
         form = GeneratorSettings(form="film_unet" if kind == "film" else "frozen_linear")
         settings = PretrainSettings(
-            steps=0, generator_steps=generator_steps, generator=form, captions=captions,
+            steps=0, generator_steps=generator_steps, generator=form, captions=captions, batch_size=16,
             side_prompts=0.25 if sides and captions == "true" else 0.0, **common,
         )  # fmt: skip
         base = AmvlmModel.load(work / "qata-0" / "models" / f"{'all' if align == 'empty' else align}-{seed}")
@@ -155,9 +155,9 @@ def main() -> None:
     second.add_argument("work", type=Path)
     second.add_argument("arms", nargs="+")
     second.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    second.add_argument("--steps", type=int, default=500)
-    second.add_argument("--generator-steps", type=int, default=500)
-    second.add_argument("--limit", type=int, default=500)
+    second.add_argument("--steps", type=int, default=300)
+    second.add_argument("--generator-steps", type=int, default=900)
+    second.add_argument("--limit", type=int, default=300)
     second.add_argument("--threads", type=int, default=0)
     third = commands.add_parser("table")
     third.add_argument("work", type=Path)

@@ -27,9 +27,9 @@ def test_a_saved_model_reads_back_the_same(form: str, tmp_path: Path, build_mode
     image, text = torch.randn(2, 3, 32, 32), ["anterior hippocampus"]
     with torch.inference_mode():
         for one, other in [(model, loaded)]:
-            t = one.vlm.embed_text(text)[None].expand(2, -1, -1)
+            t = one.vlm.embed_prompt(text)[None].expand(2, -1, -1)
             assert torch.equal(
-                one.generator(image, t), other.generator(image, other.vlm.embed_text(text)[None].expand(2, -1, -1))
+                one.generator(image, t), other.generator(image, other.vlm.embed_prompt(text)[None].expand(2, -1, -1))
             )
             assert torch.equal(one.student(image), other.student(image))
     assert loaded.fingerprint == model.fingerprint
@@ -46,7 +46,7 @@ def test_a_saved_model_reads_back_the_same(form: str, tmp_path: Path, build_mode
 def test_features_know_no_text_and_the_product_equals_the_whole(form: str, build_model: Builder) -> None:
     model = build_model(form)
     image = torch.randn(2, 3, 32, 32)
-    text = model.vlm.embed_text(["liver", "left lung"])[None].expand(2, -1, -1)
+    text = model.vlm.embed_prompt(["liver", "left lung"])[None].expand(2, -1, -1)
     with torch.inference_mode():
         features = model.generator.features(image)
         weights, bias = model.generator.text_weights(text)
@@ -57,7 +57,7 @@ def test_features_know_no_text_and_the_product_equals_the_whole(form: str, build
 def test_frozen_linear_trains_its_decoder_and_not_the_encoders(build_model: Builder) -> None:
     model = build_model("frozen_linear")
     assert isinstance(model.generator, FrozenLinear)
-    model.generator(torch.randn(1, 3, 32, 32), model.vlm.embed_text(["liver"]).detach()[None]).sum().backward()
+    model.generator(torch.randn(1, 3, 32, 32), model.vlm.embed_prompt(["liver"]).detach()[None]).sum().backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.generator.decoder.parameters())
     assert all(p.grad is None for p in model.vlm.image_encoder.parameters())
 
@@ -65,8 +65,8 @@ def test_frozen_linear_trains_its_decoder_and_not_the_encoders(build_model: Buil
 def test_nearly_parallel_texts_are_told_apart(build_model: Builder) -> None:
     generator = build_model().generator
     torch.manual_seed(0)
-    common = torch.randn(128)
-    texts = torch.nn.functional.normalize(common + 0.01 * torch.randn(2, 128), dim=-1)
+    common = torch.randn(256)
+    texts = torch.nn.functional.normalize(common + 0.01 * torch.randn(2, 256), dim=-1)
     assert float(texts[0] @ texts[1]) > 0.999
     generator.fit_text(texts)
     one, two = generator.text_weights(texts)[0]

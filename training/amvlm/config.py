@@ -79,6 +79,10 @@ class PretrainSettings(LoopSettings):
     generator_steps: int = Field(1000, title="Generator steps", ge=0, le=1_000_000)
     generator_learning_rate: float = Field(1e-3, title="Generator's learning rate", gt=0, le=1)
     batch_size: int = Field(32, title="Batch size (images, over all processes)", ge=1, le=4096)
+    text_learning_rate_share: float = Field(
+        0.1, title="Text encoder's share of the learning rate", ge=0, le=1,
+        description="at 1 the contrast makes it forget the words that no image tells apart yet, sides first",
+    )  # fmt: skip
     validate_every: int = Field(0, title="Validate every (steps)", ge=0, description="0: once per epoch")
     checkpoint_every: int = Field(250, title="Checkpoint every (steps)", ge=1)
     patience: int = Field(5, title="Early stopping: validations without a better loss", ge=1)

@@ -315,10 +315,11 @@ class _PromptTests:
         """Boolean masks on each case's canonical grid, slices first."""
         counts = [len(scene.slabs) for scene in scenes]
         image = torch.cat([scene.slabs for scene in scenes]).to(device)
-        text = self._model.vlm.embed_text(prompts)
+        vlm = self._model.vlm
+        text = vlm.embed_text(prompts) if self._zero_shot else vlm.embed_prompt(prompts)
         text = text.repeat_interleave(torch.tensor(counts, device=text.device), 0)
         if self._zero_shot:
-            maps = torch.split(patch_similarity(self._model.vlm, image, text).cpu(), counts)
+            maps = torch.split(patch_similarity(vlm, image, text).cpu(), counts)
             return [otsu_mask(scene.back(each)) for scene, each in zip(scenes, maps, strict=True)]
         logits = torch.split(self._model.generator(image, text[:, None])[:, 0].float().cpu(), counts)
         return [scene.back(each) > 0 for scene, each in zip(scenes, logits, strict=True)]

@@ -161,7 +161,7 @@ class Session:
     @torch.inference_mode()
     def _text(self, prompt: str) -> tuple[Tensor, Tensor]:
         if prompt not in self._texts:
-            weights, bias = self.model.generator.text_weights(self.model.vlm.embed_text([prompt]))
+            weights, bias = self.model.generator.text_weights(self.model.vlm.embed_prompt([prompt]))
             self._texts[prompt] = (weights, bias)
         return self._texts[prompt]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,9 +41,12 @@ def align(
     """
     alignment = Alignment(vlm, settings).to(context.device)
     momentum: nn.Module | None = make_teacher(alignment.online) if settings.icl_weight > 0 else None
-    optimiser = torch.optim.AdamW(
-        alignment.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-    )
+    reading = set(vlm.text_encoder.parameters())
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in alignment.parameters() if p not in reading]},
+        {"params": list(vlm.text_encoder.parameters()), "share": settings.text_learning_rate_share},
+    ]
+    optimiser = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     network, optimiser = context.accelerator.prepare(alignment, optimiser)
     parts: dict[str, nn.Module] = {"alignment": alignment, "best": copy.deepcopy(vlm).requires_grad_(False)}
     parts |= {"momentum": momentum} if momentum is not None else {}

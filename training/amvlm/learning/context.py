@@ -70,7 +70,11 @@ class Context:
     ) -> None:
         """One update under warm-up and cosine, gradients clipped to norm 1; ``learning_rate`` 0 is the settings'."""
         for group in optimiser.param_groups:
-            group["lr"] = (learning_rate or settings.learning_rate) * learning_rate_factor(step, steps, settings.warmup)
+            group["lr"] = (
+                group.get("share", 1.0)
+                * (learning_rate or settings.learning_rate)
+                * learning_rate_factor(step, steps, settings.warmup)
+            )
         optimiser.zero_grad()
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_([p for network in networks for p in network.parameters()], 1.0)

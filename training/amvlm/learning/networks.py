@@ -73,7 +73,7 @@ class Networks:
             generator.load_state_dict(base.generator.state_dict())
         generator.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         with torch.no_grad():
-            embeddings = vlm.embed_text(table.texts)
+            embeddings = vlm.embed_prompt(table.texts)
         generator.fit_text(embeddings)
         student = build_student(settings.student, len(foreground), sum(foreground) / len(foreground))
         student = student.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -46,7 +46,7 @@ def teach_generator(
     """
     table = TextTable(context.study)
     with torch.no_grad():
-        embeddings = vlm.embed_text(table.texts)
+        embeddings = vlm.embed_prompt(table.texts)
     generator.fit_text(embeddings)
     foreground = torch.tensor(priors(labelled, len(context.study.names)), device=context.device)
     trainable = [parameter for parameter in generator.parameters() if parameter.requires_grad]

@@ -210,7 +210,7 @@ def _before(
         return {}
     base.to(context.device).eval()
     with torch.no_grad():
-        embeddings = base.vlm.embed_text(table.texts)
+        embeddings = base.vlm.embed_prompt(table.texts)
     found = list(case_logits(context, held_out, base.student, base.generator, table, embeddings))
     return mean_dices(found, study.names, [structure.text_weight for structure in base.card.structures])
 

@@ -85,8 +85,7 @@ class _Architecture(BaseModel):
     generator: GeneratorSettings
     student: StudentSettings | None
     prior: float
-    format: int = 1
-    """1: no words; their head is then as it was made, and nothing uses it. 2: with words."""
+    format: int = 2
 
 
 @dataclass
@@ -133,7 +132,7 @@ class AmvlmModel:
         architecture = _Architecture(
             encoders=self.vlm.settings, image=self.vlm.image_recipe.config, image_type=self.vlm.image_recipe.model_type,
             text=self.vlm.text_recipe.config, text_type=self.vlm.text_recipe.model_type,
-            generator=self.generator_settings, student=self.student_settings, prior=self.prior, format=2,
+            generator=self.generator_settings, student=self.student_settings, prior=self.prior,
         )  # fmt: skip
         beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
         try:
@@ -181,8 +180,6 @@ class AmvlmModel:
         try:
             for part, network in model.networks().items():
                 own = {n.removeprefix(f"{part}."): t for n, t in weights.items() if n.startswith(f"{part}.")}
-                if part == "vlm" and architecture.format == 1:
-                    own |= {f"word_head.{n}": t for n, t in model.vlm.word_head.state_dict().items()}
                 network.load_state_dict(own)
         except RuntimeError as error:
             raise UserError(

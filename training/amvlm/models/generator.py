@@ -43,18 +43,21 @@ class TextMaskGenerator(nn.Module):
         raise NotImplementedError
 
     def text_weights(self, text: Tensor) -> tuple[Tensor, Tensor]:
-        """t (..., D) → weights (..., C) and bias (...)."""
+        """Prompts (..., D + width) → weights (..., C) and bias (...)."""
         raise NotImplementedError
 
     def fit_text(self, texts: Tensor) -> None:
         """Learn what the training set's texts have in common, (T, D); nothing by default."""
 
     def forward(self, image: Tensor, text: Tensor) -> Tensor:
-        """Text mask logits, (B, S, H, W), for text embeddings (B, S, D)."""
+        """Text mask logits, (B, S, H, W), for prompts (B, S, D + width) as ``vlm.embed_prompt`` gives them."""
         logits = text_product(self.features(image), *self.text_weights(text))
         if logits.shape[-2:] != image.shape[-2:]:
             logits = F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=False)
         return logits
+
+
+_TEXT_AXES = 32
 
 
 class FilmUNet(TextMaskGenerator):
@@ -64,38 +67,41 @@ class FilmUNet(TextMaskGenerator):
     """
 
     text_mean: Tensor
-    text_sd: Tensor
+    text_axes: Tensor
 
-    def __init__(self, settings: GeneratorSettings, embedding_size: int, prior: float) -> None:
+    def __init__(self, settings: GeneratorSettings, text_size: int, prior: float) -> None:
         super().__init__()
         channels = settings.channels
         self.unet = UNet(
             spatial_dims=2, in_channels=3, out_channels=settings.features, channels=channels,
             strides=(2,) * (len(channels) - 1), num_res_units=2, norm="batch",
         )  # fmt: skip
-        self.film = nn.Sequential(
-            nn.Linear(embedding_size, embedding_size), nn.GELU(), nn.Linear(embedding_size, 2 * settings.features)
-        )
+        self.film = nn.Sequential(nn.Linear(_TEXT_AXES, 128), nn.GELU(), nn.Linear(128, 2 * settings.features))
         self.read = nn.Parameter(torch.randn(settings.features) / math.sqrt(settings.features))
         self.bias = nn.Parameter(torch.tensor(math.log(prior / (1 - prior))))
-        self.register_buffer("text_mean", torch.zeros(embedding_size))
-        self.register_buffer("text_sd", torch.ones(embedding_size))
+        self.register_buffer("text_mean", torch.zeros(text_size))
+        self.register_buffer("text_axes", torch.zeros(text_size, _TEXT_AXES))
 
     def fit_text(self, texts: Tensor) -> None:
-        """Standardise by the texts of the training set, (T, D).
+        """Learn in what the run's texts differ, (T, D + width): their principal axes, each scaled to variance 1.
 
-        Sentence embeddings of similar captions are nearly parallel (cosine 0.95 and more); without this the text
-        would hardly change the modulation.
+        Sentence embeddings of similar captions are nearly parallel (cosine 0.95 and more), and a word such as "left"
+        moves them least of all; without this the text would hardly change the modulation.
         """
-        self.text_mean.copy_(texts.mean(0))
-        self.text_sd.copy_(texts.std(0).clamp(min=1e-4) if len(texts) > 1 else torch.ones_like(self.text_sd))
+        different = torch.unique(texts.float(), dim=0)
+        self.text_mean.copy_(different.mean(0))
+        _, singular, axes = torch.linalg.svd(different - self.text_mean, full_matrices=False)
+        sd = singular / math.sqrt(max(1, len(different) - 1))
+        kept = min(_TEXT_AXES, int((sd > 1e-3 * sd[0].clamp(min=1e-6)).sum()))
+        self.text_axes.zero_()
+        self.text_axes[:, :kept] = axes[:kept].T / sd[:kept]
 
     def features(self, image: Tensor) -> Tensor:
         found: Tensor = F.relu(self.unet(image))
         return found
 
     def text_weights(self, text: Tensor) -> tuple[Tensor, Tensor]:
-        standard = ((text.float() - self.text_mean) / self.text_sd).clamp(-3, 3)
+        standard = ((text.float() - self.text_mean) @ self.text_axes).clamp(-3, 3)
         scale, shift = self.film(standard).float().chunk(2, dim=-1)
         return self.read * (1 + scale), (self.read * shift).sum(-1) + self.bias
 
@@ -148,6 +154,7 @@ class FrozenLinear(TextMaskGenerator):
         return torch.cat([decoded, raw], 1)
 
     def text_weights(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        text = text[..., : self.embedding_size]
         kappa = F.softplus(self.raw_kappa) / self.raw_sd
         weights = torch.cat([self.log_scale.exp() * text, kappa * text], -1)
         return weights, (self.bias - kappa * self.raw_mean).expand(text.shape[:-1])
@@ -166,5 +173,5 @@ def build_generator(settings: GeneratorSettings, vlm: VisionLanguageModel, prior
     prior = min(max(prior, 1e-3), 0.9)
     size = vlm.settings.embedding_size
     if settings.form == "film_unet":
-        return FilmUNet(settings, size, prior)
+        return FilmUNet(settings, vlm.prompt_size, prior)
     return FrozenLinear(vlm, size, prior)

@@ -65,6 +65,7 @@ class VisionLanguageModel(nn.Module):
         image_config: Any = self.image_encoder.config
         text_config: Any = self.text_encoder.config
         image_width, text_width = int(image_config.hidden_size), int(text_config.hidden_size)
+        self._text_width = text_width
         self.image_width, self.patch = image_width, int(image_config.patch_size)
         self.channels = int(getattr(image_config, "num_channels", 3))
         accepted = inspect.signature(self.image_encoder.forward).parameters
@@ -143,11 +144,25 @@ class VisionLanguageModel(nn.Module):
         UserError
             If a text is longer than the encoder reads.
         """
+        return self.embed_prompt(texts)[:, : self.settings.embedding_size]
+
+    @property
+    def prompt_size(self) -> int:
+        """Width of :meth:`embed_prompt`."""
+        return self.settings.embedding_size + self._text_width
+
+    def embed_prompt(self, texts: Sequence[str]) -> Tensor:
+        """What a text mask generator reads, (B, D + width), float32: t, then the mean of the words before any head.
+
+        The contrast makes t forget what no image has told apart yet, sides first; the words still say it.
+        """
         unique = list(dict.fromkeys(texts))
         device = next(self.text_head.parameters()).device
         tokenised = self.tokenise(unique).to(device)
         hidden = self.text_encoder(input_ids=tokenised.ids, attention_mask=tokenised.attended).last_hidden_state
-        embeddings = _unit(self.text_head(hidden[:, 0]))
+        in_word = (tokenised.word_of >= 0).to(hidden.dtype)[..., None]
+        words = (hidden * in_word).sum(1) / in_word.sum(1).clamp(min=1)
+        embeddings = torch.cat([_unit(self.text_head(hidden[:, 0])), words.float()], 1)
         position = {text: index for index, text in enumerate(unique)}
         return embeddings[torch.tensor([position[text] for text in texts], device=device)]
 
