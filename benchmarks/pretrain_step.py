@@ -324,8 +324,9 @@ def main() -> None:
     print(f"batch {arguments.batch}, {arguments.size} px, {arguments.device}, {arguments.precision}")
     print(f"largest difference of the loss over {arguments.steps} steps: {worst:.2e}")
     print(f"time, plain ÷ ours: {ratio:.1f} ({median(seconds['ours'][1:]):.3f} s a step here)")
-    print(f"peak memory of a step above what was there: ours {ours - nothing:.0f} MiB, plain {plain - nothing:.0f} MiB, "
-          f"ratio {(plain - nothing) / max(1.0, ours - nothing):.1f}")  # fmt: skip
+    more = {"ours": ours - nothing, "plain": plain - nothing}
+    print(f"peak memory of a step above what was there: ours {more['ours']:.0f} MiB, plain {more['plain']:.0f} MiB, "
+          f"ratio {more['plain'] / max(1.0, more['ours']):.1f}")  # fmt: skip
     if device.type == "cuda":
         print("implicit synchronisation in a step:", without_waiting(arms["ours"], pairs))
 

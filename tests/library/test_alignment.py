@@ -19,6 +19,7 @@ from amvlm.errors import UserError
 from amvlm.events import Note, Progress
 from amvlm.learning import pretrain
 from amvlm.learning.alignment import Alignment
+from amvlm.learning.augment import weak_view
 from amvlm.learning.batches import shuffled_order
 from amvlm.learning.captioned import CaptionedImage, negatives_of, positives_of
 from amvlm.learning.ema import follow, make_teacher
@@ -192,6 +193,28 @@ def test_a_mirrored_pair_is_the_pair_with_sides_swapped() -> None:
     item = CaptionedImage("c", 0, "upper left lung", frozenset({"upper left lung", "both"}))
     assert item.mirrored() == CaptionedImage("c", 0, "upper right lung", frozenset({"upper right lung", "both"}))
     assert item.mirrored().mirrored() == item
+
+
+def test_a_study_that_names_places_is_never_turned(captioned_store: LabelStore) -> None:
+    captioned_store.add_structure("left hippocampus")
+    with pytest.raises(UserError, match="cannot be turned: a text names a side or a level, “left hippocampus”"):
+        run(captioned_store, settings(**SHORT, any_orientation=True), "m")
+
+
+def test_quarter_turns_happen_only_when_asked() -> None:
+    image = torch.zeros(16, 3, 33, 33)
+    image[:, :, 16, 24:] = 1  # a ray along the last axis
+    names = [str(n) for n in range(16)]
+
+    def quarters(any_orientation: bool) -> int:
+        moved, _ = weak_view(image, None, CaseNoise((0,), names), any_orientation=any_orientation)
+        mass = moved[:, 0]
+        rows = torch.arange(33.0) - 16
+        across, along = (mass.sum(1) * rows).sum(1), (mass.sum(2) * rows).sum(1)
+        return int((along.abs() > across.abs()).sum() + (across < 0).sum())
+
+    assert quarters(False) == 0
+    assert quarters(True) > 6
 
 
 def test_noise_belongs_to_the_case_not_to_its_place() -> None:

@@ -17,11 +17,12 @@ from amvlm.events import EventReader, Finished, Note, Progress, Started, Validat
 from amvlm.learning import pretrain, train
 from amvlm.learning.augment import cut_mix, weak_view
 from amvlm.learning.calibration import CaseLogits, fit_text_weights
+from amvlm.learning.captioned import _written
 from amvlm.learning.ema import follow, make_teacher
 from amvlm.learning.noise import CaseNoise
 from amvlm.learning.slices import SliceBank
 from amvlm.learning.study import LabelledCase, load_labelled, open_study, sample_labelled, with_controls
-from amvlm.learning.texts import TextTable
+from amvlm.learning.texts import TextTable, half
 from amvlm.models import AmvlmModel, build_student
 from amvlm.store import LabelStore
 from amvlm.store.runs import RunFolder
@@ -299,3 +300,41 @@ def test_a_follower_waits_for_whole_lines(tmp_path: Path) -> None:
     assert len(list(reader.new_events())) == 1
     path.write_text(line + line)
     assert len(list(reader.new_events())) == 1
+
+
+def test_captions_written_from_masks_name_what_is_there() -> None:
+    masks = np.zeros((1, 9, 10, 10), np.uint8)
+    masks[0, 1, 1:3, 1:3] = 1  # two parts, both at low x: the patient's left
+    masks[0, 1, 1:3, 6:8] = 1
+    masks[0, 8, 6:9, 2:9] = 1
+    judged = LabelledCase("c", masks, np.ones(1, np.float32))
+    one, two = list(_written(judged, ["lesion"], "left"))
+    assert one.caption == "lesion, two areas, lower third, medium, left side"
+    assert two.caption == "lesion, one area, upper third, large, right side"
+    assert [item.caption for item in _written(judged, ["lesion"], None)][0] == "lesion, two areas, lower third, medium"
+    picture = np.zeros((1, 1, 10, 10), np.uint8)
+    picture[0, 0, 0, 8] = 1  # one pixel of a picture, high up
+    (only,) = _written(LabelledCase("p", picture, np.ones(1, np.float32)), ["lesion"], "right")
+    assert only.caption == "lesion, one area, upper third, small, right side"
+
+
+def test_half_a_finding_is_its_connected_parts_on_that_side() -> None:
+    mask = np.zeros((10, 10), np.float32)
+    mask[1:4, 2:4] = 1
+    mask[3:9, 6:9] = 1  # reaches over the middle, its centre does not
+    assert np.array_equal(half(mask, low=True), mask * (np.arange(10) < 5)[None])
+    assert np.array_equal(half(mask, low=True) + half(mask, low=False), mask)
+
+
+def test_a_mirrored_sample_gets_its_text_with_sides_swapped(sample_store: LabelStore) -> None:
+    study = open_study(sample_store)
+    case_id = next(iter(study.training))
+    study.captions = {(case_id, NAMES[0]): "two areas, upper left lung and lower right lung"}
+    table = TextTable(study)
+    plain, mirrored, left = (
+        table.texts[int(table.rows([case_id], None, [turned], [side])[0, 0])]
+        for turned, side in ((False, None), (True, None), (True, "left"))
+    )
+    assert plain == "two areas, upper left lung and lower right lung"
+    assert mirrored == "two areas, upper right lung and lower left lung"
+    assert left == "upper right lung"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from amvlm.config import EncoderSettings
+from amvlm.config import EncoderSettings, PretrainSettings
 from amvlm.errors import UserError
 from amvlm.models import AmvlmModel, VisionLanguageModel, pamr, text_product
 from amvlm.models.encoders import medical_tokenizer
@@ -132,6 +132,98 @@ def test_a_real_sentence_encoder_loads_from_its_folder(tmp_path: Path, build_mod
     model.save(tmp_path / "m")  # and needs its folder no more
     again = AmvlmModel.load(tmp_path / "m").vlm.embed_text(["left lung"])
     assert torch.allclose(again, vlm.embed_text(["left lung"]), atol=1e-5)
+
+
+def test_cls_attention_is_the_encoders_own() -> None:
+    """What the losses weigh tokens by equals the plain implementation's last layer, averaged over heads."""
+    torch.manual_seed(0)
+    vlm = VisionLanguageModel(EncoderSettings(image_size=32)).eval()
+    image, texts = torch.randn(2, 3, 32, 32), vlm.tokenise(["upper left lung", "liver"])
+    with torch.no_grad():
+        fast, words = vlm.encode_image(image), vlm.encode_text(texts)
+        vlm.image_encoder.set_attn_implementation("eager")
+        vlm.text_encoder.set_attn_implementation("eager")
+        slow, slow_words = vlm.encode_image(image), vlm.encode_text(texts)
+        with torch.autocast("cpu", torch.bfloat16):
+            vlm.image_encoder.set_attn_implementation("amvlm_cls_row")
+            rough = vlm.encode_image(image)
+    for one, other in ((fast, slow), (words, slow_words)):
+        for part, expected in zip(one, other, strict=True):
+            assert torch.allclose(part.float(), expected.float(), atol=1e-5)
+    assert torch.allclose(rough.importance, slow.importance, atol=5e-3)
+    assert float((rough.cls * slow.cls).sum(-1).min()) > 0.99
+
+
+def test_a_word_is_the_sum_of_its_pieces_and_padding_is_no_word() -> None:
+    torch.manual_seed(0)
+    vlm = VisionLanguageModel(EncoderSettings(image_size=32)).eval()
+    texts = vlm.tokenise(["xyzzy, left lung.", "left lung and left lung", ""])
+    assert texts.words.tolist() == [[0, 1, 2, -1, -1], [1, 2, 3, 1, 2], [-1] * 5]
+    with torch.no_grad():
+        tokens = vlm.encode_text(texts)
+        hidden = vlm.text_encoder(input_ids=texts.ids, attention_mask=texts.attended).last_hidden_state
+        expected = torch.nn.functional.normalize(vlm.word_head(hidden[0, 1:6].sum(0)), dim=-1)  # x ##y ##z ##z ##y
+    assert torch.allclose(tokens.tokens[0, 0], expected, atol=1e-5)
+    assert tokens.mask.sum(1).tolist() == [3, 5, 0]
+    assert float(tokens.tokens[2].abs().max()) == 0
+
+
+def test_prompts_differ_by_a_side_for_the_generator(build_model: Builder) -> None:
+    model = build_model()
+    texts = [f"{level} {side} lung" for level in ("upper", "lower") for side in ("left", "right")]
+    prompts = model.vlm.embed_prompt(texts).detach()
+    assert prompts.shape == (4, model.vlm.prompt_size)
+    assert torch.equal(prompts[:, :128], model.vlm.embed_text(texts))
+    model.generator.fit_text(prompts)
+    axes = (prompts - model.generator.text_mean) @ model.generator.text_axes
+    assert float((axes[0] - axes[1]).norm()) > 0.5
+    assert int((model.generator.text_axes.abs().sum(0) > 0).sum()) == 3  # four texts differ along three axes
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 32), (3, 48)])
+def test_images_of_one_channel_and_of_any_grid(channels: int, size: int, tmp_path: Path) -> None:
+    from transformers import ViTConfig, ViTModel
+
+    folder = tmp_path / "vit"
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = ViTConfig(**shape, image_size=32, patch_size=16, num_channels=channels)
+    ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
+    vlm = VisionLanguageModel(EncoderSettings(image_encoder=str(folder), image_size=size))
+    tokens = vlm.encode_image(torch.randn(2, 3, size, size))
+    assert tokens.tokens.shape == (2, (size // 16) ** 2, 128)  # positions are interpolated
+    with pytest.raises(UserError, match="cannot be cut into patches of 16"):
+        VisionLanguageModel(EncoderSettings(image_encoder=str(folder), image_size=40))
+
+
+@pytest.mark.parametrize(("kind", "other"), [("image_encoder", "text"), ("text_encoder", "image")])
+def test_an_encoder_of_another_kind_is_refused(kind: str, other: str, tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel, ViTConfig, ViTModel
+
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    folder = tmp_path / "encoder"
+    model = BertModel(BertConfig(**shape, vocab_size=50)) if other == "text" else ViTModel(ViTConfig(**shape))
+    model.save_pretrained(folder)
+    with pytest.raises(UserError, match="is not an? (image|text) encoder"):
+        VisionLanguageModel(EncoderSettings(image_size=32, **{kind: str(folder)}))
+
+
+def test_a_folder_with_a_pickle_is_refused(tmp_path: Path) -> None:
+    from transformers import BertConfig
+
+    BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32).save_pretrained(
+        tmp_path
+    )
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="pickled weights are not read"):
+        VisionLanguageModel(EncoderSettings(image_size=32, text_encoder=str(tmp_path)))
+
+
+def test_presets_fill_what_is_not_given() -> None:
+    paper = PretrainSettings(preset="paper", encoders={"image_encoder": "tiny"})
+    assert (paper.encoders.image_encoder, paper.encoders.text_encoder) == ("tiny", "paper")
+    assert (paper.encoders.image_size, paper.learning_rate) == (224, 5e-5)
+    assert PretrainSettings(preset="small", learning_rate=1e-2).learning_rate == 1e-2
+    assert PretrainSettings().encoders == EncoderSettings()
 
 
 def test_an_encoder_folder_without_weights_is_refused(tmp_path: Path) -> None:

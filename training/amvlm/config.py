@@ -103,6 +103,9 @@ class PretrainSettings(LoopSettings):
     both_sides: bool = Field(
         False, title="Every image holds both sides", description="captions written from masks may then name a side"
     )
+    any_orientation: bool = Field(
+        False, title="Images have no up (histology)", description="quarter turns; refused where a text names a place"
+    )
     encoders: EncoderSettings = Field(default_factory=EncoderSettings, title="Encoders")
     generator: GeneratorSettings = Field(default_factory=GeneratorSettings, title="Text mask generator")
 

@@ -12,11 +12,16 @@ from amvlm.learning.noise import CaseNoise
 
 
 def weak_view(
-    image: Tensor, masks: Tensor | None, noise: CaseNoise, mirrored: Tensor | None = None, flip_axis: int = 2
+    image: Tensor,
+    masks: Tensor | None,
+    noise: CaseNoise,
+    mirrored: Tensor | None = None,
+    flip_axis: int = 2,
+    any_orientation: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Rotate ±20°, scale 0.85–1.15, shift ±5 %, and mirror the images that the caller chose.
 
-    Never a turn by 90° and never upside down: captions name sides and levels.
+    Never a turn by 90° and never upside down, unless ``any_orientation``: captions name sides and levels.
 
     Parameters
     ----------
@@ -28,6 +33,8 @@ def weak_view(
         Which to mirror left-right; their captions must have their sides swapped.
     flip_axis : {2, 3}
         The array axis that runs left-right.
+    any_orientation : bool
+        Quarter turns as well, for images without an up.
 
     Returns
     -------
@@ -36,6 +43,8 @@ def weak_view(
     """
     count = image.shape[0]
     angle = noise.uniform(-math.pi / 9, math.pi / 9)
+    if any_orientation:
+        angle = angle + noise.uniform(0, 4).floor() * (math.pi / 2)
     scale = noise.uniform(0.85, 1.15)
     shift = torch.stack([noise.uniform(-0.1, 0.1), noise.uniform(-0.1, 0.1)], 1)
     mirror = torch.ones(count, 2)

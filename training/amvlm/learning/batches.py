@@ -59,8 +59,9 @@ def labelled_batch(
     text = table.rows(case_ids, rng, mirrored.tolist(), sides)[mine]
     noise = CaseNoise((settings.seed, stage, step, 1), case_ids, mine)
     image, masks = weak_view(
-        context.bank.slabs(places[mine]), masks[mine], noise, mirrored[mine], context.flip_axis or 2
-    )
+        context.bank.slabs(places[mine]), masks[mine], noise, mirrored[mine], context.flip_axis or 2,
+        context.any_orientation,
+    )  # fmt: skip
     image = strong_intensity(image, noise)
     device = context.device
     return LabelledBatch(case_ids[mine], text.to(device), image.to(device), masks.to(device), known[mine].to(device))

@@ -28,6 +28,7 @@ class Context:
     accelerator: Accelerator
     run: RunFolder
     flip_axis: int | None
+    any_orientation: bool = False
 
     @property
     def device(self) -> torch.device:

@@ -100,8 +100,7 @@ def _pairs(
         names = [f"{case_id} {k}" for own in places for k, (case_id, _) in enumerate(own)]
         rows = slice(mine.start * slabs, mine.stop * slabs)
         seen, other = (
-            _view(image, CaseNoise((settings.seed, *key, view), names, rows), turned, context.flip_axis or 2)
-            for view in (1, 2)
+            _view(context, image, CaseNoise((settings.seed, *key, view), names, rows), turned) for view in (1, 2)
         )
     text, text_row = _unique(vlm, [item.caption for item in batch])
     other_text, other_row = _unique(vlm, views)
@@ -121,8 +120,9 @@ def _pairs(
     )  # fmt: skip
 
 
-def _view(image: Tensor, noise: CaseNoise, mirrored: Tensor, flip_axis: int) -> Tensor:
-    return strong_intensity(weak_view(image, None, noise, mirrored, flip_axis)[0], noise)
+def _view(context: Context, image: Tensor, noise: CaseNoise, mirrored: Tensor) -> Tensor:
+    moved, _ = weak_view(image, None, noise, mirrored, context.flip_axis or 2, context.any_orientation)
+    return strong_intensity(moved, noise)
 
 
 def _unique(vlm: VisionLanguageModel, texts: list[str]) -> tuple[TokenisedTexts, Tensor]:

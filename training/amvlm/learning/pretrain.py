@@ -30,6 +30,7 @@ from amvlm.models import AmvlmModel, KnownStructure, ModelCard, VisionLanguageMo
 from amvlm.models.generator import FrozenLinear
 from amvlm.store import LabelStore
 from amvlm.store.runs import RunFolder
+from amvlm.text import names_a_place
 
 
 def pretrain(
@@ -52,6 +53,8 @@ def pretrain(
     """
     study = open_study(store, snapshot=snapshot_of_run(store, run) if resume else None, need_labels=False)
     study = with_controls(study, settings.captions, settings.seed)
+    if settings.any_orientation:
+        _refuse_places(study)
     torch.manual_seed(settings.seed)
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -74,6 +77,7 @@ def pretrain(
         str(run.read_config()["precision"]) if resume else choose_precision(settings, probe, vlm.settings.image_size)
     )
     context = Context(study, bank, start_accelerator(settings, precision), run, flip_axis_of(study))
+    context.any_orientation = settings.any_orientation
     if context.accelerator.is_main_process:
         run.write_config(_config(study, settings, name, precision, base))
     yield Started(
@@ -95,6 +99,16 @@ def pretrain(
     if context.accelerator.is_main_process:
         model.to("cpu").save(store.folder / "models" / name)
     yield Finished(model=name, seconds=clock.seconds, stopped_early=run.stop_asked())
+
+
+def _refuse_places(study: Study) -> None:
+    texts = [*study.captions.values(), *(structure.prompt for structure in study.structures)]
+    named = next((text for text in texts if names_a_place(text)), None)
+    if named is not None:
+        raise UserError(
+            f"images cannot be turned: a text names a side or a level, “{named}”",
+            remedy="Leave out --any-orientation.",
+        )
 
 
 def _notes(captioned: CaptionedImages, settings: PretrainSettings) -> Iterator[Note]:

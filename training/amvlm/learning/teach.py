@@ -115,7 +115,9 @@ def _grounding(
     mirrored = mirror_some(context, noise)
     wanted = [(i.case_id, _heaviest(context, vlm, i) if i.slice_index is None else i.slice_index) for i in batch]
     batch = [item.mirrored() if turned else item for item, turned in zip(batch, mirrored.tolist(), strict=True)]
-    image, _ = weak_view(context.bank.slabs(wanted), None, noise, mirrored, context.flip_axis or 2)
+    image, _ = weak_view(
+        context.bank.slabs(wanted), None, noise, mirrored, context.flip_axis or 2, context.any_orientation
+    )
     with torch.no_grad():
         text = vlm.embed_text([item.caption for item in batch])
     with context.accelerator.autocast():

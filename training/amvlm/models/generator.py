@@ -83,7 +83,7 @@ class FilmUNet(TextMaskGenerator):
         self.register_buffer("text_axes", torch.zeros(text_size, _TEXT_AXES))
 
     def fit_text(self, texts: Tensor) -> None:
-        """Learn in what the run's texts differ, (T, D + width): their principal axes, each scaled to variance 1.
+        """Learn in what the run's texts differ, (T, D + width): their principal axes, scaled to one variance each.
 
         Sentence embeddings of similar captions are nearly parallel (cosine 0.95 and more), and a word such as "left"
         moves them least of all; without this the text would hardly change the modulation.
@@ -94,7 +94,7 @@ class FilmUNet(TextMaskGenerator):
         sd = singular / math.sqrt(max(1, len(different) - 1))
         kept = min(_TEXT_AXES, int((sd > 1e-3 * sd[0].clamp(min=1e-6)).sum()))
         self.text_axes.zero_()
-        self.text_axes[:, :kept] = axes[:kept].T / sd[:kept]
+        self.text_axes[:, :kept] = axes[:kept].T / sd[:kept] * math.sqrt(_TEXT_AXES / max(1, kept))
 
     def features(self, image: Tensor) -> Tensor:
         found: Tensor = F.relu(self.unet(image))
