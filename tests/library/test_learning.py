@@ -311,7 +311,7 @@ def test_captions_written_from_masks_name_what_is_there() -> None:
     one, two = list(_written(judged, ["lesion"], "left"))
     assert one.caption == "lesion, two areas, lower third, medium, left side"
     assert two.caption == "lesion, one area, upper third, large, right side"
-    assert [item.caption for item in _written(judged, ["lesion"], None)][0] == "lesion, two areas, lower third, medium"
+    assert next(_written(judged, ["lesion"], None)).caption == "lesion, two areas, lower third, medium"
     picture = np.zeros((1, 1, 10, 10), np.uint8)
     picture[0, 0, 0, 8] = 1  # one pixel of a picture, high up
     (only,) = _written(LabelledCase("p", picture, np.ones(1, np.float32)), ["lesion"], "right")
