@@ -1,10 +1,10 @@
 """Our pre-training step against a plain transcription of METHOD §2: python benchmarks/pretrain_step.py
 
 Both compute L = L_ita + 0.5·L_css + 0.1·L_pdt + 0.1·L_local + 0.1·L_icl on the same encoders, batches, views and noise,
-in one run and interleaved; the plain one loops over batch, words and patches, and stacks pairs of Gaussians. Both update
-their own copy of the weights, starting equal; their losses must agree to 1e-5 over the first 20 steps (fp32). Time and
-peak memory are measured for one step each, the memory in a process of its own. With --precision bf16 ours runs as it
-does in use (the agreement is then only reported).
+in one run and interleaved; the plain one loops over batch, words and patches, and stacks pairs of Gaussians. Both
+update their own copy of the weights, starting equal; their losses must agree to 1e-5 over the first 20 steps (fp32).
+Time and peak memory are measured for one step each, the memory in a process of its own. With --precision bf16 ours runs
+as it does in use (the agreement is then only reported).
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@
 
 `Train_Folder` is the training set, but for 300 of its `sub-*` images, which choose weights; `Val_Folder` is the test
 set and chooses nothing. Arms: ``ita``, ``css`` (ita and L_css, L_pdt, L_local), ``all`` (and L_icl) and what differs
-from ``all`` in one setting: ``sigmoid``, ``exp_paper``, ``diagonal``, ``shuffled``. ``ARM+tg`` teaches
+from ``all`` in one setting: ``sigmoid``, ``exp_paper``, ``diagonal``, ``fulltext`` (the text encoder learns as fast as the
+image encoder), ``shuffled``. ``ARM+tg`` teaches
 ``frozen_linear`` by L_tg without any mask; ``ARM+film@P`` and ``ARM+linear@P`` teach a generator with P % of the masks;
 ``empty+film@P`` does so with empty captions, and ``…-nosides`` without one-sided prompts. Every run is one line in
 WORK/results.jsonl.
@@ -47,6 +48,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "sigmoid": {"uncertainty": "sigmoid"},
     "exp_paper": {"uncertainty": "exp_paper"},
     "diagonal": {"positives": "diagonal"},
+    "fulltext": {"text_learning_rate_share": 1.0},
     "shuffled": {"captions": "shuffled"},
 }
 FRACTIONS = (0, 1, 10, 25)

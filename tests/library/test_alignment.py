@@ -10,13 +10,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from amvlm.config import EncoderSettings, PretrainSettings
 from amvlm.errors import UserError
 from amvlm.events import Note, Progress
+from amvlm.exchange import import_study
 from amvlm.learning import pretrain
 from amvlm.learning.alignment import Alignment
 from amvlm.learning.augment import weak_view
@@ -325,6 +328,47 @@ def test_without_two_captions_nothing_is_aligned_and_it_is_said(sample_store: La
         sample_store.undo(revision.case_id, revision.structure)
     with pytest.raises(UserError, match="neither captions nor labels"):
         run(sample_store, settings(**SHORT), "m")
+
+
+def picture_store(folder: Path, captions: list[str]) -> LabelStore:
+    """Pictures of 32 px; "" is a case without a caption."""
+    (folder / "img").mkdir(parents=True)
+    (folder / "labelcol").mkdir()
+    rows = ["Image,Description"]
+    for n, caption in enumerate(captions):
+        pixels = np.random.default_rng(n).integers(0, 255, (32, 32), np.uint8)
+        Image.fromarray(pixels).save(folder / "img" / f"{n}.png")
+        Image.fromarray((pixels > 200).astype(np.uint8) * 255).save(folder / "labelcol" / f"{n}.png")
+        rows += [f'{n}.png,"{caption}"'] if caption else []
+    (folder / "text.csv").write_text("\n".join(rows))
+    import_study(folder, folder / "study", structure="infection", split="train", masks="reference")
+    return LabelStore(folder / "study")
+
+
+def test_a_case_without_a_caption_gets_the_template_and_is_counted(tmp_path: Path) -> None:
+    store = picture_store(tmp_path, ["left lung", "right lung", "", ""])
+    events = run(store, settings(steps=2, generator_steps=0), "m")
+    assert any(isinstance(e, Note) and e.text.startswith("2 cases have no caption") for e in events)
+
+
+@pytest.mark.parametrize("control", ["true", "empty"])
+def test_equal_captions_are_said_and_nothing_is_lost(tmp_path: Path, control: str) -> None:
+    captions = ["Left lung."] * 3 if control == "true" else ["left lung", "right lung"]
+    events = run(picture_store(tmp_path, captions), settings(steps=2, generator_steps=0, captions=control), "m")
+    assert any(isinstance(e, Note) and "No two captions differ" in e.text for e in events)
+    assert (tmp_path / "study" / "models" / "m").is_dir()
+
+
+def test_a_batch_of_one_is_said_and_runs(tmp_path: Path) -> None:
+    store = picture_store(tmp_path, ["left lung", "right lung"])
+    events = run(store, settings(steps=2, generator_steps=0, batch_size=1), "m")
+    assert any(isinstance(e, Note) and "batch of one" in e.text for e in events)
+
+
+def test_a_caption_beyond_the_encoder_is_refused(tmp_path: Path) -> None:
+    store = picture_store(tmp_path, ["left lung " * 200, "right lung"])
+    with pytest.raises(UserError, match=r"has \d+ tokens, the encoder reads 128"):
+        run(store, settings(steps=2, generator_steps=0), "m")
 
 
 def test_encoders_of_another_model_can_be_the_start(captioned_store: LabelStore) -> None:
