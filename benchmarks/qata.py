@@ -6,11 +6,10 @@
 
 `Train_Folder` is the training set, but for 300 of its `sub-*` images, which choose weights; `Val_Folder` is the test
 set and chooses nothing. Arms: ``ita``, ``css`` (ita and L_css, L_pdt, L_local), ``all`` (and L_icl) and what differs
-from ``all`` in one setting: ``sigmoid``, ``exp_paper``, ``diagonal``, ``fulltext`` (the text encoder learns as fast as the
-image encoder), ``shuffled``. ``ARM+tg`` teaches
-``frozen_linear`` by L_tg without any mask; ``ARM+film@P`` and ``ARM+linear@P`` teach a generator with P % of the masks;
-``empty+film@P`` does so with empty captions, and ``…-nosides`` without one-sided prompts. Every run is one line in
-WORK/results.jsonl.
+from ``all`` in one setting: ``sigmoid``, ``exp_paper``, ``diagonal``, ``fulltext`` (the text encoder learns as fast as
+the image encoder), ``shuffled``. ``ARM+tg`` teaches ``frozen_linear`` by L_tg without any mask; ``ARM+film@P`` and
+``ARM+linear@P`` teach a generator with P % of the masks; ``empty+film@P`` does so with empty captions, and
+``…-nosides`` without one-sided prompts. Every run is one line in WORK/results.jsonl.
 
 Predictions, written before the first run: (1) at 1 and 10 % of the masks true captions beat shuffled ones by 10 points
 of text-mask Dice or more, and empty ones by less, since a caption's zones say where but not how far; (2) each further

@@ -31,6 +31,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 Split = Literal["train", "val", "test"]
+RunName = Annotated[
+    str, typer.Option("--run-name", help="name of the run's folder; with --resume, the run to go on with")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="go on from the run's newest checkpoint")]
 StoreFolder = Annotated[Path, typer.Argument(help="the study's folder", show_default=False)]
 
 
@@ -82,10 +86,8 @@ def pretrain(
     settings: PretrainSettings,
     name: Annotated[str, typer.Option(help="the model's name")] = "",
     base: Annotated[str, typer.Option(help="a model whose encoders to start from")] = "",
-    run: Annotated[
-        str, typer.Option("--run-name", help="name of the run's folder; with --resume, the run to go on with")
-    ] = "",
-    resume: Annotated[bool, typer.Option("--resume", help="go on from the run's newest checkpoint")] = False,
+    run: RunName = "",
+    resume: Resume = False,
 ) -> None:
     """Pre-train the vision-language model and the text mask generator on a study."""
     from amvlm.inference import find_model
@@ -112,10 +114,8 @@ def train(
     settings: TrainSettings,
     model: Annotated[str, typer.Option(help="where the text side comes from [newest pre-trained, or bundled]")] = "",
     name: Annotated[str, typer.Option(help="the new model's name")] = "",
-    run: Annotated[
-        str, typer.Option("--run-name", help="name of the run's folder; with --resume, the run to go on with")
-    ] = "",
-    resume: Annotated[bool, typer.Option("--resume", help="go on from the run's newest checkpoint")] = False,
+    run: RunName = "",
+    resume: Resume = False,
 ) -> None:
     """Train on accepted labels and on the rest of the study (the same as amvlm-train)."""
     from amvlm.inference.catalogue import base_model

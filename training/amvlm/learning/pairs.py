@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from amvlm.learning.batches import mirror_some
 from amvlm.learning.captioned import CaptionedImage, CaptionedImages, negatives_of, places_of, positives_of
 from amvlm.learning.context import Context
 from amvlm.learning.noise import CaseNoise
-from amvlm.models.encoders import TokenisedTexts
+from amvlm.models.encoders import TokenisedTexts, sent
 from amvlm.models.vlm import VisionLanguageModel
 from amvlm.text import caption_view
 
@@ -45,10 +46,13 @@ class Pairs:
 
     def to(self, device: torch.device) -> Pairs:
         """Everything on the run's device."""
-        moved = {
-            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor | TokenisedTexts)
-        }
-        return Pairs(**{**vars(self), **moved})
+        moved: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, TokenisedTexts):
+                moved[name] = value.to(device)
+            else:
+                moved[name] = sent(value, device) if isinstance(value, Tensor) else value
+        return Pairs(**moved)
 
 
 def draw_pairs(

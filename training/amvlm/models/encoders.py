@@ -198,9 +198,14 @@ class TokenisedTexts:
     words: Tensor
 
     def to(self, device: torch.device) -> TokenisedTexts:
-        return TokenisedTexts(
-            self.ids.to(device), self.attended.to(device), self.word_of.to(device), self.words.to(device)
-        )
+        return TokenisedTexts(*(sent(part, device) for part in (self.ids, self.attended, self.word_of, self.words)))
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; to a GPU without waiting for it."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def tokenise(tokenizer: Tokenizer, texts: Sequence[str], longest: int) -> TokenisedTexts:
