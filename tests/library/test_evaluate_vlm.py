@@ -78,7 +78,7 @@ def test_a_perfect_generator_is_seen_as_one(pictures: LabelStore, build_model: B
     assert (sides.cases, sides.share, sides.one_word, sides.dice) == (2, 1, 1, 1)
     assert sides.unprompted == 0.5
     levels = found.levels["text mask"]
-    assert (levels.cases, levels.moved) == (2, 1)
+    assert (levels.cases, levels.moved, levels.empty) == (2, 1, 0)
     assert levels.shift == pytest.approx(0.5)
 
 

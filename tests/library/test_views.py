@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from amvlm.text import (
     caption_view,
     names_a_place,
+    one_level,
     one_sided,
-    other_level,
     swap_sides,
     view_key,
     without_count,
@@ -76,10 +76,11 @@ def test_one_side_of_a_finding_on_both() -> None:
     assert one_sided("bilateral pleural effusion", "left") is None
 
 
-def test_the_other_level_needs_exactly_one() -> None:
-    assert other_level("one area, upper left lung") == "one area, lower left lung"
-    assert other_level(QATA) is None
-    assert other_level("middle left lung") is None
+def test_one_level_of_a_finding_on_several() -> None:
+    assert one_level(QATA, "upper") == "unilateral pulmonary infection, upper left lung"
+    assert one_level(QATA, "lower") == "bilateral pulmonary infection, lower left lung and lower right lung"
+    assert one_level("one area, upper middle lower left lung", "lower") == "lower left lung"
+    assert one_level("one area, lower left lung", "lower") is None
 
 
 @pytest.mark.parametrize(("text", "named"), [("left lung", True), ("upper third", True), ("liver", False)])

@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,10 +26,11 @@ from amvlm.models import AmvlmModel
 from amvlm.models.grounding import otsu_mask, patch_similarity
 from amvlm.store import Case, LabelStore
 from amvlm.store.records import Split
-from amvlm.text import Side, class_derangement, one_sided, other_level, swap_sides
+from amvlm.text import Side, class_derangement, one_level, one_sided, swap_sides
 
 KS = (1, 5, 10)
 _BATCH = 32
+_LEVELS: tuple[Literal["upper", "lower"], ...] = ("upper", "lower")
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,16 @@ class Sides:
 
 @dataclass(frozen=True)
 class Levels:
-    """Prompts that differ in "upper"/"lower" alone: how often the mask moves that way, and how far (of the height)."""
+    """Prompts for the upper and for the lower part of findings on both levels.
+
+    ``moved`` is how often the mask of the upper one lies higher (an empty mask counts as no), ``shift`` by how much of
+    the height on average, ``empty`` how many cases had an empty mask.
+    """
 
     cases: int
     moved: float
     shift: float
+    empty: int
 
 
 @dataclass
@@ -103,7 +109,7 @@ class VlmEvaluation:
             yield "", "larger side's share without naming one", f"{sides.unprompted:.3f}"
             yield "", "Dice against that half", f"{sides.dice:.3f}"
         for kind, levels in self.levels.items():
-            yield f"{kind}, upper ↔ lower", f"moved the right way, {levels.cases} cases", f"{levels.moved:.3f}"
+            yield f"{kind}, upper and lower", f"the upper one lies higher, {levels.cases} cases", f"{levels.moved:.3f}"
             yield "", "by, of the height", f"{levels.shift:.3f}"
 
 
@@ -297,19 +303,14 @@ class _PromptTests:
         self._unprompted += [_share(mask, True) for _, mask in both]
 
     def _see_levels(self, scenes: list[_Scene], device: str) -> None:
-        chosen = [scene for scene in scenes if other_level(scene.caption)]
+        chosen = [scene for scene in scenes if one_level(scene.caption, "upper")]
         if not chosen:
             return
-        captions = [scene.caption for scene in chosen]
-        pairs = zip(
-            captions,
-            self._masks(chosen, captions, device),
-            self._masks(chosen, [str(other_level(caption)) for caption in captions], device),
-            strict=True,
+        upper, lower = (
+            self._masks(chosen, [str(one_level(scene.caption, level)) for scene in chosen], device) for level in _LEVELS
         )
-        for caption, own, other in pairs:
-            shift = _height(other) - _height(own)  # the canonical second axis of a picture points up
-            self.shifts.append(shift if "lower" in caption else -shift)
+        for high, low in zip(upper, lower, strict=True):
+            self.shifts.append(_height(high) - _height(low))  # the canonical second axis of a picture points up
 
     def _masks(self, scenes: list[_Scene], prompts: list[str], device: str) -> list[Tensor]:
         """Boolean masks on each case's canonical grid, slices first."""
@@ -333,8 +334,10 @@ class _PromptTests:
         )  # fmt: skip
 
     def levels(self) -> Levels:
-        shifts = np.nan_to_num(np.array(self.shifts))
-        return Levels(len(shifts), float((shifts > 0).mean()), float(shifts.mean()))
+        shifts = np.array(self.shifts)
+        some = shifts[~np.isnan(shifts)]
+        shift = float(some.mean()) if len(some) else math.nan
+        return Levels(len(shifts), float((shifts > 0).mean()), shift, len(shifts) - len(some))
 
 
 def _on_both_sides(scene: _Scene) -> bool:

@@ -81,6 +81,10 @@ def caption_view(caption: str, rng: Rng) -> str:
     return text
 
 
+def _on_one_side(text: str) -> str:
+    return re.sub(r"\btwo-sided\b", "one-sided", re.sub(r"\bbilateral\b", "unilateral", text))
+
+
 def names_a_place(text: str) -> bool:
     """True for a text that names a side or a level: it must not be turned by 90° or upside down."""
     return names_a_side(text) or re.search(r"\b(" + "|".join(_LEVELS) + r")\b", text.lower()) is not None
@@ -98,7 +102,7 @@ def one_sided(caption: str, side: Side) -> str | None:
         places = _places(clause)
         named = [word for word in (side, other) if re.search(rf"\b{word}\b", clause)]
         if not named:
-            kept.append(re.sub(r"\btwo-sided\b", "one-sided", re.sub(r"\bbilateral\b", "unilateral", clause)))
+            kept.append(_on_one_side(clause))
             continue
         own = [place for place in places if re.search(rf"\b{side}\b", place) and other not in place.split()]
         for word in named:
@@ -108,12 +112,30 @@ def one_sided(caption: str, side: Side) -> str | None:
     return ", ".join(kept) if all(found.values()) and len(kept) else None
 
 
-def other_level(caption: str) -> str | None:
-    """The caption with its one level word exchanged ("upper" ↔ "lower"), or None unless it names exactly one."""
-    named = re.findall(r"\b(upper|middle|lower)\b", caption)
-    if len(named) != 1 or named[0] == "middle":
+def one_level(caption: str, level: Literal["upper", "lower"]) -> str | None:
+    """The prompt for one level of a finding on several, or None where the caption does not name upper and lower.
+
+    "upper middle left lung and lower right lung" for "upper" is "upper left lung": places without it and the count go.
+    """
+    if not all(re.search(rf"\b{word}\b", caption) for word in ("upper", "lower")):
         return None
-    return re.sub(rf"\b{named[0]}\b", "lower" if named[0] == "upper" else "upper", caption)
+    kept = []
+    for clause in clauses_of(without_count(caption)):
+        if not re.search(r"\b(upper|middle|lower)\b", clause):
+            kept.append(clause)
+            continue
+        own = [place for place in _places(clause) if re.search(rf"\b{level}\b", place)]
+        if own:
+            kept.append(" and ".join(_only(place, level) for place in own))
+    prompt = ", ".join(kept)
+    both = all(re.search(rf"\b{side}\b", prompt) for side in ("left", "right"))
+    return prompt if both or not names_a_side(prompt) else _on_one_side(prompt)
+
+
+def _only(place: str, level: str) -> str:
+    """A place with all its levels but one removed."""
+    words = [word for word in place.split() if word == level or word not in _LEVELS]
+    return " ".join(words)
 
 
 def written_caption(structure: str, *, count: int, level: str, size: str, side: Side | None = None) -> str:
