@@ -9,8 +9,10 @@ from torch import Tensor
 
 
 def similarity_picture(run_folder: Path, similarity: Tensor, step: int) -> None:
-    """A batch's image × text similarities, (B, B) in [-1, 1], as a grey picture."""
-    picture = ((similarity.float().cpu() + 1) / 2)[None].repeat_interleave(8, 1).repeat_interleave(8, 2)
+    """A batch's image × text similarities, (B, B), as a grey picture from their lowest to their highest."""
+    grey = similarity.float().cpu()
+    grey = (grey - grey.min()) / (grey.max() - grey.min()).clamp(min=1e-6)
+    picture = grey[None].repeat_interleave(8, 1).repeat_interleave(8, 2)
     _write(run_folder, "similarity", picture, step)
 
 
