@@ -14,6 +14,7 @@ import copy
 import multiprocessing
 import resource
 import time
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -245,7 +246,7 @@ class Arm:
         self.optimiser.step()
         follow(momentum, self.alignment.online, self.steps, 0.995)
         self.steps += 1
-        return float(total)
+        return total.item()
 
 
 def build(arguments: argparse.Namespace) -> Alignment:
@@ -254,23 +255,24 @@ def build(arguments: argparse.Namespace) -> Alignment:
     return Alignment(VisionLanguageModel(settings.encoders), settings).to(arguments.device)
 
 
-def peak(arguments: argparse.Namespace, ours: bool | None, answer: multiprocessing.Queue[float]) -> None:
-    """Peak memory of one step in MiB; without an implementation, of everything before it."""
+def peak(arguments: argparse.Namespace, ours: bool, answer: multiprocessing.Queue[float]) -> None:
+    """Peak memory of one step in MiB, above what the process held before it."""
     device = torch.device(arguments.device)
     alignment = build(arguments)
     pairs = batch_of(alignment.online.vlm, arguments.batch, arguments.size, 0, device)
-    arm = Arm(alignment, bool(ours), arguments.precision)
+    arm = Arm(alignment, ours, arguments.precision)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    if ours is not None:
+        before = torch.cuda.memory_allocated()
         arm.step(pairs)
-    if device.type == "cuda":
-        answer.put(torch.cuda.max_memory_allocated() / 2**20)
+        answer.put((torch.cuda.max_memory_allocated() - before) / 2**20)
     else:
-        answer.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        arm.step(pairs)
+        answer.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 - pages * resource.getpagesize() / 2**20)
 
 
-def memory(arguments: argparse.Namespace, ours: bool | None) -> float:
+def memory(arguments: argparse.Namespace, ours: bool) -> float:
     context = multiprocessing.get_context("spawn")
     answer = context.Queue()
     process = context.Process(target=peak, args=(arguments, ours, answer))
@@ -320,13 +322,11 @@ def main() -> None:
         worst = max(worst, abs(found["ours"] - found["plain"]))
         print(f"step {step + 1}: ours {found['ours']:.6f}, plain {found['plain']:.6f}", flush=True)
     ratio = median(seconds["plain"][1:]) / median(seconds["ours"][1:])
-    nothing, ours, plain = (memory(arguments, which) for which in (None, True, False))
+    ours, plain = memory(arguments, True), memory(arguments, False)
     print(f"batch {arguments.batch}, {arguments.size} px, {arguments.device}, {arguments.precision}")
     print(f"largest difference of the loss over {arguments.steps} steps: {worst:.2e}")
     print(f"time, plain ÷ ours: {ratio:.1f} ({median(seconds['ours'][1:]):.3f} s a step here)")
-    more = {"ours": ours - nothing, "plain": plain - nothing}
-    print(f"peak memory of a step above what was there: ours {more['ours']:.0f} MiB, plain {more['plain']:.0f} MiB, "
-          f"ratio {more['plain'] / max(1.0, more['ours']):.1f}")  # fmt: skip
+    print(f"peak memory of a step: ours {ours:.0f} MiB, plain {plain:.0f} MiB, ratio {plain / max(1.0, ours):.1f}")
     if device.type == "cuda":
         print("implicit synchronisation in a step:", without_waiting(arms["ours"], pairs))
 
