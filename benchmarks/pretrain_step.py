@@ -1,10 +1,10 @@
 """Our pre-training step against a plain transcription of METHOD §2: python benchmarks/pretrain_step.py
 
 Both compute L = L_ita + 0.5·L_css + 0.1·L_pdt + 0.1·L_local + 0.1·L_icl on the same encoders, batches, views and noise,
-in one run and interleaved; the plain one loops over batch, words and patches, and stacks pairs of Gaussians. Both
-update their own copy of the weights, starting equal; their losses must agree to 1e-5 over the first 20 steps (fp32).
-Time and peak memory are measured for one step each, the memory in a process of its own. With --precision bf16 ours runs
-as it does in use (the agreement is then only reported).
+in one run and interleaved; the plain one loops over the batch and over each sample's words and patches (what runs over
+candidates is one product), and stacks pairs of Gaussians. Both update their own copy of the weights, starting equal;
+their losses must agree to 1e-5 over the first 20 steps (fp32). Time and peak memory are measured for one step each, the
+memory in a process of its own. With --precision bf16 ours runs as it does in use (the agreement is only reported).
 """
 
 from __future__ import annotations
@@ -96,13 +96,10 @@ def plain_loss(alignment: Alignment, momentum: Branch, pairs: Pairs) -> dict[str
 def plain_draw(pdt: DistributionTransformer | None, own: Tokens, noise: Tensor) -> Tensor:
     assert pdt is not None
     gaussians = pdt(own.cls, own.tokens, own.mask)
-    draws = []
-    for b in range(len(own.cls)):
-        draws.append([
-            F.normalize(gaussians.mean[b, t] + noise[b, t] * gaussians.sd[b, t], dim=-1)
-            for t in range(gaussians.mean.shape[1])
-        ])  # fmt: skip
-    return torch.stack([torch.stack(row) for row in draws])
+    return torch.stack([
+        F.normalize(mean + one * sd, dim=-1)
+        for mean, sd, one in zip(gaussians.mean, gaussians.sd, noise[:, : gaussians.mean.shape[1]], strict=True)
+    ])  # fmt: skip
 
 
 def plain_ita(images: Tensor, texts: Tensor, positives: Tensor) -> Tensor:
@@ -112,7 +109,7 @@ def plain_ita(images: Tensor, texts: Tensor, positives: Tensor) -> Tensor:
         for i in range(len(one)):
             if bool(true[i].all()):
                 continue
-            logits = torch.stack([one[i] @ candidate / TAU for candidate in other])
+            logits = other @ one[i] / TAU
             logs = logits - logits.exp().sum().log()
             rows.append(-logs[true[i]].mean())
         both.append(torch.stack(rows).mean())
@@ -129,7 +126,7 @@ def plain_local(own: Tokens, partners: Tensor, positives: Tensor) -> Tensor:
         for t in range(own.tokens.shape[1]):
             if not bool(own.mask[b, t]):
                 continue
-            similarity = torch.stack([own.tokens[b, t] @ partner for partner in partners])
+            similarity = partners @ own.tokens[b, t]
             with torch.no_grad():
                 rest = similarity[others]
                 omega = (similarity[b] - rest.mean()).clamp(min=0) / (rest.std(correction=0) + 0.05)
@@ -154,8 +151,8 @@ def plain_side(
     for b in range(len(own.cls)):
         rows = []
         for token in own.tokens[b]:
-            scores = torch.stack([token @ key for key in other.tokens[b][other.mask[b]]]) / TAU
-            rows.append(F.normalize((scores.softmax(0)[:, None] * other.tokens[b][other.mask[b]]).sum(0), dim=-1))
+            keys = other.tokens[b][other.mask[b]]
+            rows.append(F.normalize((keys @ token / TAU).softmax(0) @ keys, dim=-1))
         seen.append(torch.stack(rows))
     seen_tokens = torch.stack(seen)
     gaussians = own_pdt(own.cls.detach(), own.tokens.detach(), own.mask)
@@ -180,7 +177,7 @@ def plain_side(
         same = torch.eye(count, dtype=torch.bool, device=u.device)
         if numbers is not None:
             same = numbers[b][valid][:, None] == numbers[b][valid][None]
-        cosine = torch.stack([torch.stack([j @ k for k in seen_tokens[b][valid]]) for j in own.tokens[b][valid]])
+        cosine = torch.stack([seen_tokens[b][valid] @ token for token in own.tokens[b][valid]])
         css.append(plain_entropy((1 - (1 - cosine) * g) / TAU, same, weights))
         pdt.append(plain_entropy(-d_u / alignment.log_distance_temperature.exp(), same, weights))
         for found, each in ((kl[0], sd), (kl[1], sd_)):

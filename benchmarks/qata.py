@@ -73,8 +73,10 @@ def prepare(source: Path, work: Path) -> None:
         (study / "cache").symlink_to(work / "cache")
 
 
-def run(work: Path, arm: str, seed: int, steps: int, generator_steps: int, limit: int, threads: int) -> None:
-    """One arm with one seed: train, measure on the test set, append a line."""
+def run(
+    work: Path, arm: str, seed: int, steps: int, generator_steps: int, limit: int, threads: int, measure: bool
+) -> None:
+    """One arm with one seed: train, measure on the test set, append a line; ``measure`` keeps a model that is there."""
     align, _, teach = arm.partition("+")
     plain, sides = teach.removesuffix("-nosides"), not teach.endswith("-nosides")
     kind, _, percent = plain.partition("@")
@@ -92,12 +94,14 @@ def run(work: Path, arm: str, seed: int, steps: int, generator_steps: int, limit
             side_prompts=0.25 if sides and captions == "true" else 0.0, **common,
         )  # fmt: skip
         base = AmvlmModel.load(work / "qata-0" / "models" / f"{'all' if align == 'empty' else align}-{seed}")
-    folder = RunFolder.new(store.folder)
     notes: dict[str, float] = {}
-    with folder:
-        for event in pretrain(store, settings, folder, f"{arm}-{seed}", base=base):
-            if isinstance(event, Progress):
-                notes |= event.losses
+    there = (store.folder / "models" / f"{arm}-{seed}").is_dir()
+    if not (measure and there):
+        folder = RunFolder.new(store.folder)
+        with folder:
+            for event in pretrain(store, settings, folder, f"{arm}-{seed}", base=base):
+                if isinstance(event, Progress):
+                    notes |= event.losses
     trained = time.time() - began
     model = AmvlmModel.load(store.folder / "models" / f"{arm}-{seed}")
     found = evaluate_vlm(model, store, "test", limit=limit, captions="empty" if align == "empty" else "true")
@@ -114,7 +118,8 @@ def run(work: Path, arm: str, seed: int, steps: int, generator_steps: int, limit
 
 def table(work: Path) -> Iterator[str]:
     """Mean ± s.d. over seeds, as Markdown."""
-    lines = [json.loads(text) for text in (work / "results.jsonl").read_text().splitlines()]
+    found = [json.loads(text) for text in (work / "results.jsonl").read_text().splitlines()]
+    lines = list({(line["arm"], line["seed"]): line for line in found}.values())  # the last of each
     columns = {
         "image → text R@1": lambda f: f["retrieval"]["image_to_text"]["1"],
         "R@5": lambda f: f["retrieval"]["image_to_text"]["5"],
@@ -160,6 +165,7 @@ def main() -> None:
     second.add_argument("--generator-steps", type=int, default=900)
     second.add_argument("--limit", type=int, default=300)
     second.add_argument("--threads", type=int, default=0)
+    second.add_argument("--measure", action="store_true", help="measure models that are there, train the others")
     third = commands.add_parser("table")
     third.add_argument("work", type=Path)
     given = parser.parse_args()
@@ -168,7 +174,9 @@ def main() -> None:
     elif given.command == "run":
         for seed in given.seeds:
             for arm in given.arms:
-                run(given.work, arm, seed, given.steps, given.generator_steps, given.limit, given.threads)
+                run(
+                    given.work, arm, seed, given.steps, given.generator_steps, given.limit, given.threads, given.measure
+                )
     else:
         print("\n".join(table(given.work)))
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from amvlm.config import TrainSettings
+from amvlm.config import GeneratorSettings, TrainSettings
 from amvlm.learning.context import Context
 from amvlm.learning.ema import make_teacher
 from amvlm.learning.study import LabelledCase, Study, priors
@@ -46,6 +46,7 @@ class Networks:
     embeddings: Tensor
     foreground: Tensor
     text_weights: list[float]
+    generator_settings: GeneratorSettings = field(default_factory=GeneratorSettings)
     mirror: bool = True
     calibration: Calibration = "uncalibrated"
     best_score: float = -1.0
@@ -65,11 +66,16 @@ class Networks:
         context: Context,
         table: TextTable,
     ) -> Networks:
-        """Start a student and a generator on a frozen vision-language model."""
+        """Start a student and a generator on a frozen vision-language model.
+
+        A generator that never saw a mask (``frozen_linear``, from captions alone) gives way to the default form.
+        """
         vlm = copy.deepcopy(base.vlm).to(context.device).eval().requires_grad_(False)
         foreground = priors(labelled, len(context.study.names))
-        generator = build_generator(base.generator_settings, vlm, sum(foreground) / len(foreground))
-        if base.card.kind == "pretrained":
+        learned = base.card.kind == "pretrained" and base.card.labelled_cases > 0
+        form = base.generator_settings if base.card.labelled_cases > 0 else GeneratorSettings()
+        generator = build_generator(form, vlm, sum(foreground) / len(foreground))
+        if learned:
             generator.load_state_dict(base.generator.state_dict())
         generator.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         with torch.no_grad():
@@ -80,7 +86,7 @@ class Networks:
         return cls(
             vlm, generator, make_teacher(generator), student, make_teacher(student), embeddings,
             torch.tensor(foreground, device=context.device), [0.5] * len(foreground),
-            mirror=not any(names_a_side(name) for name in context.study.names),
+            generator_settings=form, mirror=not any(names_a_side(name) for name in context.study.names),
         )  # fmt: skip
 
     def prepare(self, context: Context, settings: TrainSettings) -> tuple[nn.Module, nn.Module, torch.optim.Optimizer]:
@@ -175,6 +181,6 @@ class Networks:
         self.generator.load_state_dict(generator.state_dict())
         self.student.load_state_dict(student.state_dict())
         return AmvlmModel(
-            self.vlm, self.generator, base.generator_settings, self.student, settings.student, card,
+            self.vlm, self.generator, self.generator_settings, self.student, settings.student, card,
             sum(self.foreground.tolist()) / len(self.foreground),
         )  # fmt: skip

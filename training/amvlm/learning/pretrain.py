@@ -71,7 +71,8 @@ def pretrain(
             "the study holds neither captions nor labels", remedy="Import reports, or accept a label in a few cases."
         )
     prior = float(np.mean(priors(labelled, len(study.names)))) if labelled else 0.05
-    generator = build_generator(settings.generator, vlm, prior)
+    chosen = settings.generator if labelled else settings.generator.model_copy(update={"form": "frozen_linear"})
+    generator = build_generator(chosen, vlm, prior)
     probe = build_student(StudentSettings(), 1)
     precision = (
         str(run.read_config()["precision"]) if resume else choose_precision(settings, probe, vlm.settings.image_size)
@@ -86,6 +87,8 @@ def pretrain(
         precision=precision,
     )  # fmt: skip
     yield from _notes(captioned, settings)
+    if chosen != settings.generator:
+        yield Note(text="No mask is accepted, so the text mask is learned from captions alone (frozen_linear).")
     clock = Clock(settings.steps + settings.generator_steps)
     vlm.to(context.device)
     generator.to(context.device)
@@ -95,7 +98,7 @@ def pretrain(
     vlm.eval().requires_grad_(False)
     if settings.generator_steps and (labelled or (captioned.contrast and isinstance(generator, FrozenLinear))):
         yield from teach_generator(context, vlm, generator, labelled, judged, captioned, settings)
-    model = AmvlmModel(vlm, generator, settings.generator, None, None, _card(study, labelled, settings, name), prior)
+    model = AmvlmModel(vlm, generator, chosen, None, None, _card(study, labelled, settings, name), prior)
     if context.accelerator.is_main_process:
         model.to("cpu").save(store.folder / "models" / name)
     yield Finished(model=name, seconds=clock.seconds, stopped_early=run.stop_asked())
