@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from amvlm.config import EncoderSettings, PretrainSettings
+from amvlm.config import EncoderSettings, GeneratorSettings, PretrainSettings
 from amvlm.errors import UserError
 from amvlm.events import Note, Progress
 from amvlm.exchange import import_study
@@ -24,12 +24,15 @@ from amvlm.learning import pretrain
 from amvlm.learning.alignment import Alignment
 from amvlm.learning.augment import weak_view
 from amvlm.learning.batches import shuffled_order
-from amvlm.learning.captioned import CaptionedImage, negatives_of, positives_of
+from amvlm.learning.captioned import CaptionedImage, CaptionedImages, negatives_of, positives_of
+from amvlm.learning.context import Context
 from amvlm.learning.ema import follow, make_teacher
 from amvlm.learning.noise import CaseNoise
-from amvlm.learning.pairs import Pairs
-from amvlm.learning.runtime import FiniteWatch
-from amvlm.models import AmvlmModel, VisionLanguageModel
+from amvlm.learning.pairs import Pairs, draw_pairs
+from amvlm.learning.runtime import FiniteWatch, start_accelerator
+from amvlm.learning.slices import SliceBank
+from amvlm.learning.study import load_labelled, open_study
+from amvlm.models import AmvlmModel, VisionLanguageModel, build_generator
 from amvlm.store import LabelStore
 from amvlm.store.runs import RunFolder
 
@@ -409,3 +412,30 @@ def test_two_processes_give_the_losses_of_one(captioned_store: LabelStore, tmp_p
         found.append([(e["step"], e["losses"]["validation"]) for e in events if "validation" in e.get("losses", {})])
     assert [step for step, _ in found[0]] == [step for step, _ in found[1]] == [3, 6]
     assert [loss for _, loss in found[1]] == pytest.approx([loss for _, loss in found[0]], abs=1e-5)
+
+
+def test_the_momentum_branch_sees_the_image_not_a_black_one(captioned_store: LabelStore) -> None:
+    """The release casts floats in [0, 1] to uint8; here both views are the slice itself, seen otherwise."""
+    changed = settings()
+    study = open_study(captioned_store, need_labels=False)
+    bank = SliceBank(captioned_store, SIZE)
+    list(bank.prepare(list(study.cases.values())))
+    captioned = CaptionedImages(study, load_labelled(bank, study.names, study.training), "train", bank)
+    context = Context(study, bank, start_accelerator(changed, "fp32"), RunFolder.new(captioned_store.folder), 2)
+    pairs = draw_pairs(context, VisionLanguageModel(ENCODERS), captioned, changed, 0)
+    assert pairs.image.shape == pairs.other_view.shape == (4, 1, 3, SIZE, SIZE)
+    for view in (pairs.image, pairs.other_view):
+        assert float(view.flatten(1).std(1).min()) > 0.3
+    assert not torch.equal(pairs.image, pairs.other_view)
+
+
+def test_a_mask_belongs_to_its_own_text_alone(vlm: VisionLanguageModel) -> None:
+    """The release averages masks over the batch's texts."""
+    generator = build_generator(GeneratorSettings(channels=(8, 16), features=8), vlm, 0.1).eval()
+    prompts = vlm.embed_prompt(["upper left lung", "lower right lung", "liver"]).detach()
+    generator.fit_text(prompts)
+    image = torch.randn(2, 3, SIZE, SIZE)
+    one = generator(image, prompts[[0, 1]][:, None])
+    two = generator(image, prompts[[0, 2]][:, None])
+    assert torch.equal(one[0], two[0])
+    assert not torch.equal(one[1], two[1])

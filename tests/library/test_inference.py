@@ -137,3 +137,12 @@ def test_evaluation_without_a_truth_says_so(bundled: AmvlmModel, tmp_path: Path)
 def test_canonical_results_lie_on_the_canonical_grid(bundled: AmvlmModel, scan: Volume) -> None:
     session = Session(bundled, scan)
     assert session.shape == to_canonical(scan).shape
+
+
+def test_the_result_of_pamr_is_used(build_model: Builder, scan_path: Path) -> None:
+    """The release throws it away."""
+    model = build_model()
+    plain = Session(model, read_volume(scan_path)).segment_volume("anterior hippocampus")["text mask"]
+    model.generator_settings = model.generator_settings.model_copy(update={"pamr_iterations": 10})
+    refined = Session(model, read_volume(scan_path)).segment_volume("anterior hippocampus")["text mask"]
+    assert (plain != refined).any()

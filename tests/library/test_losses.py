@@ -176,6 +176,15 @@ def test_dice_of_an_empty_truth_is_undefined_and_counted() -> None:
     assert summary.pooled_dice == pytest.approx(4 / 7)
 
 
+def test_measuring_changes_no_argument() -> None:
+    probs, truth = torch.rand(4, 4), torch.rand(4, 4)
+    before = probs.clone(), truth.clone()
+    Overlap.of(probs > 0.5, truth > 0.5)
+    masked_dice_bce(probs[None, None], truth[None, None], torch.ones(1, 1))
+    assert torch.equal(probs, before[0])
+    assert torch.equal(truth, before[1])
+
+
 def test_dice_agrees_with_monai() -> None:
     from monai.metrics import DiceMetric
 
