@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import copy
 import multiprocessing
-import resource
 import time
 from pathlib import Path
 from statistics import median
@@ -264,9 +263,15 @@ def peak(arguments: argparse.Namespace, ours: bool, answer: multiprocessing.Queu
         arm.step(pairs)
         answer.put((torch.cuda.max_memory_allocated() - before) / 2**20)
     else:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        before = resident("VmRSS")
         arm.step(pairs)
-        answer.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 - pages * resource.getpagesize() / 2**20)
+        answer.put(resident("VmHWM") - before)
+
+
+def resident(field: str) -> float:
+    """Of this process, MiB. (The peak in rusage would be the parent's, which survives exec.)"""
+    status = Path("/proc/self/status").read_text()
+    return float(next(line for line in status.splitlines() if line.startswith(field)).split()[1]) / 2**10
 
 
 def memory(arguments: argparse.Namespace, ours: bool) -> float:
@@ -318,13 +323,14 @@ def main() -> None:
             seconds[name].append(time.perf_counter() - began)
         worst = max(worst, abs(found["ours"] - found["plain"]))
         print(f"step {step + 1}: ours {found['ours']:.6f}, plain {found['plain']:.6f}", flush=True)
-    ratio = median(seconds["plain"][1:]) / median(seconds["ours"][1:])
-    ours, plain = memory(arguments, True), memory(arguments, False)
     print(f"batch {arguments.batch}, {arguments.size} px, {arguments.device}, {arguments.precision}")
-    print(f"largest difference of the loss over {arguments.steps} steps: {worst:.2e}")
-    print(f"time, plain ÷ ours: {ratio:.1f} ({median(seconds['ours'][1:]):.3f} s a step here)")
+    if arguments.steps > 1:
+        ratio = median(seconds["plain"][1:]) / median(seconds["ours"][1:])
+        print(f"largest difference of the loss over {arguments.steps} steps: {worst:.2e}")
+        print(f"time, plain ÷ ours: {ratio:.1f} ({median(seconds['ours'][1:]):.3f} s a step here)")
+    ours, plain = memory(arguments, True), memory(arguments, False)
     print(f"peak memory of a step: ours {ours:.0f} MiB, plain {plain:.0f} MiB, ratio {plain / max(1.0, ours):.1f}")
-    if device.type == "cuda":
+    if device.type == "cuda" and arguments.steps:
         print("implicit synchronisation in a step:", without_waiting(arms["ours"], pairs))
 
 

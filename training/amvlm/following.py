@@ -60,7 +60,7 @@ def _show(event: AnyEvent, status: Any) -> None:
             console.print(f"{'[yellow]warning[/] ' if event.level == 'warning' else ''}{event.text}", soft_wrap=True)
         case Validation():
             rows = [f"{kind.replace('_', ' ')} " + ", ".join(f"{d:.3f}" for d in getattr(event, kind).values())
-                    for kind in ("student", "text_mask", "merged")]  # fmt: skip
+                    for kind in ("student", "text_mask", "merged") if getattr(event, kind)]  # fmt: skip
             console.print(f"step {event.step}, validation Dice: {'; '.join(rows)}")
         case Finished():
             typer.echo(f"Saved the model {event.model} after {_minutes(event.seconds)}.")

@@ -82,7 +82,8 @@ def pretrain(
     if context.accelerator.is_main_process:
         run.write_config(_config(study, settings, name, precision, base))
     yield Started(
-        job="pretrain", labelled=len(labelled), unlabelled=len(study.cases) - len(labelled), validation=len(judged),
+        job="pretrain", labelled=len(labelled), unlabelled=len(study.cases) - len(labelled) - len(judged),
+        validation=len(judged),
         structures=study.names, steps=settings.steps + settings.generator_steps, device=str(context.device),
         precision=precision,
     )  # fmt: skip
