@@ -28,6 +28,7 @@ class GeneratorSettings(Settings):
     form: Literal["film_unet", "frozen_linear"] = Field("film_unet", title="Text mask generator")
     channels: tuple[int, ...] = Field((16, 32, 64, 128), title="U-Net channels by level")
     features: int = Field(16, title="Full-resolution features", ge=4, le=256)
+    position: bool = Field(True, title="Features know their place", description="so that a text can name one")
     pamr_iterations: int = Field(0, title="PAMR iterations", ge=0, le=50)
 
 

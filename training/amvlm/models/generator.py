@@ -60,8 +60,17 @@ class TextMaskGenerator(nn.Module):
 _TEXT_AXES = 32
 
 
+def _place(image: Tensor) -> Tensor:
+    """Each pixel's two coordinates in [-1, 1]: (B, C, H, W) → (B, 2, H, W)."""
+    axes = [torch.linspace(-1, 1, size, device=image.device, dtype=image.dtype) for size in image.shape[-2:]]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(len(image), -1, -1, -1)
+
+
 class FilmUNet(TextMaskGenerator):
     """A full-resolution U-Net whose decoder output is modulated by the text (FiLM), then read out 1×1.
+
+    With ``position`` each pixel's coordinates enter the network and stand beside its features, so that a text that
+    names a side or a level can lean the mask there from the first step on.
 
     w·(γ(t)⊙F + β(t)) + c = ⟨F, w⊙γ(t)⟩ + (w·β(t) + c): a product with the cached F.
     """
@@ -73,11 +82,13 @@ class FilmUNet(TextMaskGenerator):
         super().__init__()
         channels = settings.channels
         self.unet = UNet(
-            spatial_dims=2, in_channels=3, out_channels=settings.features, channels=channels,
-            strides=(2,) * (len(channels) - 1), num_res_units=2, norm="batch",
+            spatial_dims=2, in_channels=5 if settings.position else 3, out_channels=settings.features,
+            channels=channels, strides=(2,) * (len(channels) - 1), num_res_units=2, norm="batch",
         )  # fmt: skip
-        self.film = nn.Sequential(nn.Linear(_TEXT_AXES, 128), nn.GELU(), nn.Linear(128, 2 * settings.features))
-        self.read = nn.Parameter(torch.randn(settings.features) / math.sqrt(settings.features))
+        self.position = settings.position
+        width = settings.features + (2 if settings.position else 0)
+        self.film = nn.Sequential(nn.Linear(_TEXT_AXES, 128), nn.GELU(), nn.Linear(128, 2 * width))
+        self.read = nn.Parameter(torch.randn(width) / math.sqrt(width))
         self.bias = nn.Parameter(torch.tensor(math.log(prior / (1 - prior))))
         self.register_buffer("text_mean", torch.zeros(text_size))
         self.register_buffer("text_axes", torch.zeros(text_size, _TEXT_AXES))
@@ -97,8 +108,10 @@ class FilmUNet(TextMaskGenerator):
         self.text_axes[:, :kept] = axes[:kept].T / sd[:kept] * math.sqrt(_TEXT_AXES / max(1, kept))
 
     def features(self, image: Tensor) -> Tensor:
-        found: Tensor = F.relu(self.unet(image))
-        return found
+        if not self.position:
+            return F.relu(self.unet(image))
+        place = _place(image)
+        return torch.cat([F.relu(self.unet(torch.cat([image, place], 1))), place], 1)
 
     def text_weights(self, text: Tensor) -> tuple[Tensor, Tensor]:
         standard = ((text.float() - self.text_mean) @ self.text_axes).clamp(-3, 3)
