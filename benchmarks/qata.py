@@ -36,7 +36,8 @@ from amvlm.exchange import import_study
 from amvlm.inference import evaluate_vlm
 from amvlm.learning import pretrain
 from amvlm.models import AmvlmModel
-from amvlm.store import LabelStore
+from amvlm.store import Case, LabelStore
+from amvlm.store.records import Split
 from amvlm.store.runs import RunFolder
 
 OFF = {"css_weight": 0.0, "pdt_weight": 0.0, "local_weight": 0.0, "icl_weight": 0.0}
@@ -73,9 +74,21 @@ def prepare(source: Path, work: Path) -> None:
         (study / "cache").symlink_to(work / "cache")
 
 
+class Untouched(LabelStore):
+    """The study without the test images that `run` measures on by default: what no choice was made by."""
+
+    def cases(self, split: Split | None = None) -> list[Case]:
+        found = super().cases(split)
+        if split != "test":
+            return found
+        seen = set(np.linspace(0, len(found) - 1, 300).astype(int).tolist())
+        return [case for index, case in enumerate(found) if index not in seen]
+
+
 def run(
-    work: Path, arm: str, seed: int, steps: int, generator_steps: int, limit: int, threads: int, measure: bool
-) -> None:
+    work: Path, arm: str, seed: int, steps: int, generator_steps: int, limit: int, threads: int, measure: bool,
+    untouched: bool,
+) -> None:  # fmt: skip
     """One arm with one seed: train, measure on the test set, append a line; ``measure`` keeps a model that is there."""
     align, _, teach = arm.partition("+")
     plain, sides = teach.removesuffix("-nosides"), not teach.endswith("-nosides")
@@ -104,6 +117,8 @@ def run(
                     notes |= event.losses
     trained = time.time() - began
     model = AmvlmModel.load(store.folder / "models" / f"{arm}-{seed}")
+    if untouched:
+        store = Untouched(store.folder)
     found = evaluate_vlm(model, store, "test", limit=limit, captions="empty" if align == "empty" else "true")
     line = {
         "arm": arm, "seed": seed, "steps": settings.steps or generator_steps, "limit": limit,
@@ -111,7 +126,7 @@ def run(
     }  # fmt: skip
     if captions == "true" and teach and align == "all":
         line["shuffled at test"] = evaluate_vlm(model, store, "test", limit=limit, captions="shuffled").as_json()
-    with (work / "results.jsonl").open("a") as stream:
+    with (work / ("untouched.jsonl" if untouched else "results.jsonl")).open("a") as stream:
         stream.write(json.dumps(line) + "\n")
     print(arm, seed, round(trained), "s", list(found.rows()), flush=True)
 
@@ -166,6 +181,7 @@ def main() -> None:
     second.add_argument("--limit", type=int, default=300)
     second.add_argument("--threads", type=int, default=0)
     second.add_argument("--measure", action="store_true", help="measure models that are there, train the others")
+    second.add_argument("--untouched", action="store_true", help="on 300 test images that no choice was made by")
     third = commands.add_parser("table")
     third.add_argument("work", type=Path)
     given = parser.parse_args()
@@ -175,7 +191,15 @@ def main() -> None:
         for seed in given.seeds:
             for arm in given.arms:
                 run(
-                    given.work, arm, seed, given.steps, given.generator_steps, given.limit, given.threads, given.measure
+                    given.work,
+                    arm,
+                    seed,
+                    given.steps,
+                    given.generator_steps,
+                    given.limit,
+                    given.threads,
+                    given.measure,
+                    given.untouched,
                 )
     else:
         print("\n".join(table(given.work)))
