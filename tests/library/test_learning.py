@@ -14,6 +14,7 @@ import torch
 from amvlm.config import EncoderSettings, GeneratorSettings, PretrainSettings, StudentSettings, TrainSettings
 from amvlm.errors import UserError
 from amvlm.events import EventReader, Finished, Note, Progress, Started, Validation
+from amvlm.imaging.halves import half
 from amvlm.learning import pretrain, train
 from amvlm.learning.augment import cut_mix, weak_view
 from amvlm.learning.calibration import CaseLogits, fit_text_weights
@@ -22,7 +23,7 @@ from amvlm.learning.ema import follow, make_teacher
 from amvlm.learning.noise import CaseNoise
 from amvlm.learning.slices import SliceBank
 from amvlm.learning.study import LabelledCase, load_labelled, open_study, sample_labelled, with_controls
-from amvlm.learning.texts import TextTable, half
+from amvlm.learning.texts import TextTable
 from amvlm.models import AmvlmModel, build_student
 from amvlm.store import LabelStore
 from amvlm.store.runs import RunFolder

@@ -12,12 +12,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from skimage.measure import label, regionprops
 from torch import Tensor
 
 from amvlm.config import Captions
 from amvlm.errors import UserError
 from amvlm.imaging import canonical_mask
+from amvlm.imaging.halves import half
 from amvlm.imaging.resample import IntensityScale, SliceGrid, slabs
 from amvlm.inference.evaluate import default_device
 from amvlm.losses import bag_similarity
@@ -348,10 +348,7 @@ def _half(scene: _Scene, low: bool) -> NDArray[np.bool_]:
     """The connected parts of a picture's expert mask whose centre lies in one half of the first axis."""
     if scene.truth is None:
         raise ValueError("this case has no expert mask")
-    parts = label(scene.truth[0] > 0)
-    middle = (parts.shape[0] - 1) / 2
-    kept = [region.label for region in regionprops(parts) if (region.centroid[0] < middle) == low]
-    return np.asarray(np.isin(parts, kept)[None])
+    return half(scene.truth[0], low)[None]
 
 
 def _share(mask: Tensor, low: bool) -> float:

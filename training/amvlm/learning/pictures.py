@@ -16,13 +16,11 @@ def similarity_picture(run_folder: Path, similarity: Tensor, step: int) -> None:
     _write(run_folder, "similarity", picture, step)
 
 
-def mask_picture(run_folder: Path, image: Tensor, probs: Tensor, masks: Tensor | None, step: int) -> None:
-    """Rows of image, text mask and, where there is one, the expert's mask: (B, 3, H, W), (B, H, W), (B, H, W)."""
+def mask_picture(run_folder: Path, image: Tensor, probs: Tensor, masks: Tensor, step: int) -> None:
+    """Rows of image, text mask and the expert's mask: (B, 3, H, W), (B, H, W), (B, H, W)."""
     grey = image[:, 1].float().cpu()
     low, high = grey.amin((1, 2), keepdim=True), grey.amax((1, 2), keepdim=True)
-    columns = [(grey - low) / (high - low).clamp(min=1e-6), probs.float().cpu().clamp(0, 1)]
-    if masks is not None:
-        columns.append(masks.float().cpu())
+    columns = [(grey - low) / (high - low).clamp(min=1e-6), probs.float().cpu(), masks.float().cpu()]
     # network squares lie as (x, y) with y upwards; a person looks at (rows, columns)
     shown = [torch.cat(list(column.flip(1, 2).transpose(1, 2)), dim=1) for column in columns]
     _write(run_folder, "text mask", torch.cat(shown, dim=0)[None], step)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from numpy.random import Generator as Rng
-from numpy.typing import NDArray
-from skimage.measure import label, regionprops
 from torch import Tensor
 
+from amvlm.imaging.halves import half
 from amvlm.learning.study import Study
 from amvlm.text import Side, normalise_caption, one_sided, swap_sides, without_count
 
@@ -81,14 +79,6 @@ class TextTable:
                 sides[b] = side
                 masks[b, 0] = torch.from_numpy(half(masks[b, 0].numpy(), side == self._low_side[case_id]))
         return masks, sides
-
-
-def half(mask: NDArray[np.float32], low: bool) -> NDArray[np.float32]:
-    """The connected parts of a mask (H, W) whose centre lies in the lower (or upper) half of the first axis."""
-    parts = label(mask > 0)
-    middle = (mask.shape[0] - 1) / 2
-    kept = [region.label for region in regionprops(parts) if (region.centroid[0] < middle) == low]
-    return np.isin(parts, kept).astype(mask.dtype)
 
 
 def _variants(caption: str) -> list[str]:
