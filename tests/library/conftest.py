@@ -18,8 +18,8 @@ def _build_model(
 ) -> AmvlmModel:
     """An untrained model of the smallest size."""
     vlm = VisionLanguageModel(EncoderSettings(image_size=size))
-    generator = GeneratorSettings(form=form, channels=(8, 16), features=8)
-    student = StudentSettings(channels=(8, 16))
+    generator = GeneratorSettings(form=form, network="unet", channels=(8, 16))
+    student = StudentSettings(network="unet", channels=(8, 16))
     card = ModelCard(name="x", kind="trained", structures=tuple(KnownStructure(name=name) for name in names))
     model = AmvlmModel(
         vlm, build_generator(generator, vlm, 0.05), generator, build_student(student, len(names)), student, card

@@ -262,7 +262,7 @@ def captioned_store(sample_store: LabelStore) -> LabelStore:
 
 @pytest.mark.parametrize("killed_in", ["aligning images and captions", "teaching the text mask"])
 def test_a_killed_pretraining_resumes_to_bitwise_the_same_weights(captioned_store: LabelStore, killed_in: str) -> None:
-    changed = settings(**SHORT, generator={"channels": (8, 16), "features": 8})
+    changed = settings(**SHORT, generator={"network": "unet", "channels": (8, 16)})
     run(captioned_store, changed, "whole")
     folder = RunFolder.new(captioned_store.folder)
     stage = folder.path / ("align" if killed_in.startswith("align") else "teach")
@@ -431,7 +431,7 @@ def test_the_momentum_branch_sees_the_image_not_a_black_one(captioned_store: Lab
 
 def test_a_mask_belongs_to_its_own_text_alone(vlm: VisionLanguageModel) -> None:
     """The release averages masks over the batch's texts."""
-    generator = build_generator(GeneratorSettings(channels=(8, 16), features=8), vlm, 0.1).eval()
+    generator = build_generator(GeneratorSettings(network="unet", channels=(8, 16)), vlm, 0.1).eval()
     prompts = vlm.embed_prompt(["upper left lung", "lower right lung", "liver"]).detach()
     generator.fit_text(prompts)
     image = torch.randn(2, 3, SIZE, SIZE)

@@ -92,7 +92,7 @@ def test_48_orders_one_mask_in_world_space(tmp_path: Path) -> None:
         (["segment", "SCAN", "--prompt", "x", "--model", "nothing", "-o", "m.nii.gz"], "there is no model"),
         (["train", "nowhere"], "not a study"),
         (["pretrain", "nowhere"], "not a study"),
-        (["evaluate", "nowhere"], "not a study"),
+        (["evaluate", "nowhere"], "no such folder"),
         (["verify", "nowhere"], "not a study"),
         (["import", "nowhere", "--into", "study"], "no such folder"),
         (["train", "STUDY", "--steps", "0"], "--steps"),
@@ -123,14 +123,24 @@ def test_verify_counts_and_finds_damage(sample_store: LabelStore, capsys: pytest
     assert subprocess.call([sys.executable, "-m", "amvlm", "verify", str(sample_store.folder)]) == 1
 
 
-def test_train_and_evaluate_from_the_command_line(sample_store: LabelStore, tmp_path: Path) -> None:
+def test_train_and_evaluate_from_the_command_line(
+    sample_store: LabelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     study = str(sample_store.folder)
     small = ["--steps", "3", "--batch-size", "2", "--precision", "fp32", "--device", "cpu"]
-    main(["train", study, "--name", "tiny", *small, "--channels", "8", "--channels", "16"])
+    main(["train", study, "--name", "tiny", *small, "--network", "unet", "--channels", "8", "--channels", "16"])
     main(["evaluate", study, "--model", "tiny", "--split", "val", "--json", str(tmp_path / "figures.json")])
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert {row["mask"] for row in figures["summary"]} == {"text mask", "prediction", "merged"}
     assert len(figures["cases"]) == 6
+    capsys.readouterr()
+    main(["quality", study, "--model", "tiny", "--order", "diverse", "--json", str(tmp_path / "quality.json")])
+    assert "17 cases to judge, diverse first" in capsys.readouterr().out
+    looked = json.loads((tmp_path / "quality.json").read_text())
+    assert len(looked) == 34
+    assert all(0 <= row["expected_dice"] <= 1 for row in looked)  # calibrated by cross-fit
+    distances = list(dict.fromkeys(row["distance"] for row in looked))
+    assert distances == sorted(distances, reverse=True)
     run = next((sample_store.folder / "runs").iterdir())
     assert (run / "events.jsonl").read_text().count("\n") >= 3
     assert list((run / "tensorboard").iterdir())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel
@@ -12,9 +13,11 @@ import openpyxl
 import pytest
 from PIL import Image, PngImagePlugin
 
+from amvlm.cli import main
 from amvlm.errors import UserError
 from amvlm.exchange import import_study
 from amvlm.imaging import canonical_mask
+from amvlm.models import AmvlmModel
 from amvlm.store import LabelStore, verify
 
 
@@ -235,3 +238,21 @@ def test_real_data_counts(shared_data: Path, tmp_path: Path, folder: str, cases:
     assert (report.cases, report.masks) == (cases, cases)
     assert report.captions == (0 if folder == "hippocampus" else cases)
     assert report.refused == []
+
+
+def test_a_model_is_measured_on_a_folder_that_nobody_imported(
+    lvit: Path, tmp_path: Path, build_model: Callable[..., AmvlmModel], capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_model(names=("pulmonary infection",)).save(tmp_path / "model")
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    main(["evaluate", str(lvit), "--model", str(tmp_path / "model"), "--json", str(tmp_path / "figures.json")])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "pulmonary infection" in printed
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert len(figures["cases"]) == len(list((lvit / "img").iterdir()))
+    assert {row["mask"] for row in figures["summary"]} == {"text mask", "prediction", "merged"}
+    (tmp_path / "figures.json").unlink()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before  # nothing is left beside the folder
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(tmp_path / "nowhere"), "--model", str(tmp_path / "model")])
+    assert "no such folder" in capsys.readouterr().err

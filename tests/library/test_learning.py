@@ -16,7 +16,7 @@ from amvlm.errors import UserError
 from amvlm.events import EventReader, Finished, Note, Progress, Started, Validation
 from amvlm.imaging.halves import half
 from amvlm.learning import pretrain, train
-from amvlm.learning.augment import cut_mix, weak_view
+from amvlm.learning.augment import cut_mix_boxes, mixed, weak_view
 from amvlm.learning.calibration import CaseLogits, fit_text_weights
 from amvlm.learning.captioned import _written
 from amvlm.learning.ema import follow, make_teacher
@@ -37,7 +37,7 @@ SMALL = {
     "checkpoint_every": 2,
     "precision": "fp32",
     "device": "cpu",
-    "student": StudentSettings(channels=(8, 16)),
+    "student": StudentSettings(network="unet", channels=(8, 16)),
 }
 
 
@@ -198,7 +198,7 @@ def test_pretraining_aligns_and_teaches_both_forms(sample_store: LabelStore, pre
         settings = PretrainSettings(
             steps=3, generator_steps=3, batch_size=4, precision=precision, device="cpu",
             encoders=EncoderSettings(image_size=32),
-            generator=GeneratorSettings(form=form, channels=(8, 16), features=8),
+            generator=GeneratorSettings(form=form, network="unet", channels=(8, 16)),
         )  # fmt: skip
         run = RunFolder.new(sample_store.folder)
         with run:
@@ -212,11 +212,14 @@ def test_pretraining_aligns_and_teaches_both_forms(sample_store: LabelStore, pre
 
 
 def test_the_teacher_averages_buffers_too() -> None:
-    student = build_student(StudentSettings(channels=(8, 16)), 1)
+    student = build_student(StudentSettings(network="unet", channels=(8, 16)), 1)
     teacher = make_teacher(student)
     student.train()(torch.randn(2, 3, 16, 16) * 5)
     follow(teacher, student, step=1, decay=0.99)  # d = min(1 − 1/2, 0.99) = 0.5
-    before, now = make_teacher(build_student(StudentSettings(channels=(8, 16)), 1)), student.state_dict()
+    before, now = (
+        make_teacher(build_student(StudentSettings(network="unet", channels=(8, 16)), 1)),
+        student.state_dict(),
+    )
     del before
     for name, tensor in teacher.state_dict().items():
         if name.endswith("running_mean"):
@@ -226,9 +229,13 @@ def test_the_teacher_averages_buffers_too() -> None:
 
 def test_cut_mix_moves_image_and_targets_by_the_same_box() -> None:
     image = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 16, 16)
-    mixed, (target,) = cut_mix(image, [image[:, :1]], CaseNoise((1,), "abcd"))
-    assert torch.equal(mixed[:, :1], target)
-    assert (mixed != image).any()
+    box = cut_mix_boxes(CaseNoise((1,), "abcd"), 16, 16)
+    strong, target, block = mixed(image, box), mixed(image[:, :1], box), mixed(image[:, None], box)
+    assert torch.equal(strong[:, :1], target)
+    assert torch.equal(strong, block[:, 0])
+    assert torch.equal((strong != image)[:, :1], box)
+    assert box.flatten(1).any(1).tolist().count(True) in (1, 2, 3)
+    assert not cut_mix_boxes(CaseNoise((1,), "abcd"), 16, 16, share=0.0).any()
 
 
 def test_a_weak_view_moves_image_and_mask_together() -> None:

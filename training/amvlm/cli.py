@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -118,7 +119,7 @@ def train(
     resume: Resume = False,
 ) -> None:
     """Train on accepted labels and on the rest of the study (the same as amvlm-train)."""
-    from amvlm.inference.catalogue import base_model
+    from amvlm.inference.catalogue import base_model, model_in_use
     from amvlm.learning import train as run_training
     from amvlm.models import AmvlmModel
     from amvlm.store import LabelStore
@@ -129,8 +130,11 @@ def train(
         if resume:
             config = folder.read_config()
             settings, name, model = TrainSettings(**config["settings"]), str(config["model"]), str(config["base"])
-        base = base_model(opened, model)
-        events = run_training(opened, AmvlmModel.load(base), settings, folder, name or f"model-{folder.name}", resume)
+        base, last = base_model(opened, model), model_in_use(opened)
+        events = run_training(
+            opened, AmvlmModel.load(base), settings, folder, name or f"model-{folder.name}", resume,
+            previous=AmvlmModel.load(last) if last is not None else None,
+        )  # fmt: skip
         follow(events, folder)
 
 
@@ -169,11 +173,11 @@ def segment(
 
 @app.command()
 def evaluate(
-    store: StoreFolder,
+    store: Annotated[Path, typer.Argument(help="the study, or a folder of images and masks", show_default=False)],
     model: Annotated[str, typer.Option(help="a model of the study, a folder, or “bundled” [the newest]")] = "",
     split: Annotated[Split, typer.Option(help="which cases")] = "test",
     vlm: Annotated[bool, typer.Option("--vlm", help="retrieval, text masks, sides and levels of the captions")] = False,
-    limit: Annotated[int, typer.Option(min=0, help="with --vlm: evenly chosen cases, 0 for all")] = 0,
+    limit: Annotated[int, typer.Option(min=0, help="evenly chosen cases, 0 for all")] = 0,
     output: Annotated[Path | None, typer.Option("--json", help="also write the figures as JSON")] = None,
 ) -> None:
     """Measure a model: per-case mean Dice and IoU, and pooled Dice; with --vlm what its texts are worth."""
@@ -182,13 +186,21 @@ def evaluate(
     from amvlm.models import AmvlmModel
     from amvlm.store import LabelStore
 
-    opened = LabelStore(store)
-    loaded = AmvlmModel.load(find_model(model, opened))
-    if vlm:
-        _evaluate_vlm(opened, loaded, split, limit, output)
-        return
-    with console.status("Evaluating …") as status:
-        found = run_evaluation(loaded, opened, split, lambda done, total: status.update(f"Case {done} of {total} …"))
+    with tempfile.TemporaryDirectory() as temporary:
+        if (store / "store.sqlite").is_file():
+            opened = LabelStore(store)
+            loaded = AmvlmModel.load(find_model(model, opened))
+        else:
+            loaded = AmvlmModel.load(find_model(model))
+            opened = _imported_for_testing(store, Path(temporary) / "study", loaded)
+            split = "test"
+        if vlm:
+            _evaluate_vlm(opened, loaded, split, limit, output)
+            return
+        with console.status("Evaluating …") as status:
+            found = run_evaluation(
+                loaded, opened, split, lambda done, total: status.update(f"Case {done} of {total} …"), limit
+            )
     if output is not None:
         output.write_text(json.dumps(found.as_json(), indent=1), "utf-8")
     table = Table(title=f"{found.model} on {split}: {len(found.case_ids)} cases (research use only)")
@@ -201,6 +213,29 @@ def evaluate(
         figures = (summary.mean_dice, summary.sd_dice, summary.mean_iou, summary.pooled_dice)
         table.add_row(kind, structure, counted, *(f"{figure:.3f}" for figure in figures))
     Console(width=110).print(table)
+
+
+def _imported_for_testing(source: Path, into: Path, model: AmvlmModel) -> LabelStore:
+    """A folder that is no study yet, as one whose masks are only measured against; masks without names outline what
+    the model knows, when that is one structure."""
+    from amvlm.exchange import import_study
+    from amvlm.store import LabelStore
+    from amvlm.store.names import forget_names
+
+    if not source.is_dir():
+        raise UserError("there is no such folder", file=source, remedy="Name a study, or a folder of images and masks.")
+    known = [structure.name for structure in model.card.structures]
+    with console.status("Importing …") as status:
+        report = import_study(
+            source, into, masks="reference", structure=known[0] if len(known) == 1 else "", split="test",
+            progress=lambda done, total: status.update(f"Importing {done} of {total} …"),
+        )  # fmt: skip
+    for sentence in report.refused:
+        console.print(f"[yellow]refused[/] {sentence}", soft_wrap=True)
+    console.print(report.sentence(), soft_wrap=True)
+    store = LabelStore(into)
+    forget_names(store.store_id)
+    return store
 
 
 def _evaluate_vlm(store: LabelStore, model: AmvlmModel, split: Split, limit: int, output: Path | None) -> None:
@@ -218,6 +253,47 @@ def _evaluate_vlm(store: LabelStore, model: AmvlmModel, split: Split, limit: int
     for what, measure, value in found.rows():
         table.add_row(what, measure, value)
     Console(width=110).print(table)
+
+
+@app.command()
+def quality(
+    store: StoreFolder,
+    model: Annotated[str, typer.Option(help="a model of the study, a folder, or “bundled” [the newest]")] = "",
+    split: Annotated[Split, typer.Option(help="which cases")] = "train",
+    order: Annotated[
+        Literal["worst", "disagreement", "diverse", "random"], typer.Option(help="which case to label first")
+    ] = "worst",
+    seed: Annotated[int, typer.Option(help="of the random order")] = 0,
+    limit: Annotated[int, typer.Option(min=0, help="how many rows to print, 0 for all")] = 20,
+    output: Annotated[Path | None, typer.Option("--json", help="also write all of it as JSON")] = None,
+) -> None:
+    """How good the pseudo-labels of unjudged cases probably are, and which case to label next."""
+    from dataclasses import asdict
+
+    from amvlm.inference import assess, find_model, queue
+    from amvlm.models import AmvlmModel
+    from amvlm.store import LabelStore
+
+    opened = LabelStore(store)
+    loaded = AmvlmModel.load(find_model(model, opened))
+    with console.status("Looking …") as status:
+        found = assess(loaded, opened, split, lambda done, total: status.update(f"Case {done} of {total} …"))
+    place = {case_id: number for number, case_id in enumerate(queue(found, order, seed))}
+    found = sorted(found, key=lambda q: (place[q.case_id], q.structure))
+    if output is not None:
+        output.write_text(json.dumps([asdict(q) for q in found], indent=1), "utf-8")
+    table = Table(title=f"{loaded.card.name}: {len(place)} cases to judge, {order} first (research use only)")
+    for column in ("case", "structure", "expected Dice", "agreement", "foreground", "parts", "flags"):
+        table.add_column(column, justify="left" if column in ("case", "structure", "flags") else "right")
+    for q in found[: limit or None]:
+        expected = "–" if q.expected_dice is None else f"{q.expected_dice:.3f}"
+        table.add_row(
+            q.case_id, q.structure, expected, f"{q.agreement:.3f}", f"{q.foreground:.2%}", str(q.components),
+            "; ".join(q.flags),
+        )  # fmt: skip
+    Console(width=120).print(table)
+    if found and all(q.expected_dice is None for q in found):
+        console.print("[yellow]note[/] this model was not calibrated: accept a few validation cases and train again.")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -26,8 +27,8 @@ class GeneratorSettings(Settings):
     """The text mask generator (METHOD §3)."""
 
     form: Literal["film_unet", "frozen_linear"] = Field("film_unet", title="Text mask generator")
-    channels: tuple[int, ...] = Field((16, 32, 64, 128), title="U-Net channels by level")
-    features: int = Field(16, title="Full-resolution features", ge=4, le=256)
+    network: Literal["basic_unet", "unet"] = Field("basic_unet", title="Network of film_unet")
+    channels: tuple[int, ...] = Field((16, 16, 32, 64, 128), title="U-Net channels by level", min_length=2)
     position: bool = Field(True, title="Features know their place", description="so that a text can name one")
     pamr_iterations: int = Field(0, title="PAMR iterations", ge=0, le=50)
 
@@ -35,8 +36,19 @@ class GeneratorSettings(Settings):
 class StudentSettings(Settings):
     """The segmentation network that needs no text."""
 
-    channels: tuple[int, ...] = Field((16, 32, 64, 128), title="U-Net channels by level")
+    network: str = Field(
+        "auto",
+        title="Network",
+        description="auto: basic_unet, in 3-D unet; or efficientnet-lite0, efficientnet-b0, resnet18 …",
+    )
+    dimensions: Literal[2, 3] = Field(2, title="Dimensions", description="3: whole blocks of slices, for volumes")
+    channels: tuple[int, ...] = Field((16, 16, 32, 64, 128), title="U-Net channels by level", min_length=2)
     dropout: float = Field(0.1, title="Feature dropout", ge=0, lt=1)
+    planes: int = Field(16, title="Slices in a block (3-D)", ge=8, le=512, multiple_of=8)
+    slice_ratio: float = Field(
+        0.0, title="Slice spacing ÷ pixel spacing (3-D)", ge=0, description="0 measures it in the study"
+    )
+    encoder_weights: str = Field("", title="Encoder weights", description="a local .safetensors file")
 
 
 class LoopSettings(Settings):
@@ -126,22 +138,40 @@ class PretrainSettings(LoopSettings):
 class TrainSettings(LoopSettings):
     """``amvlm train``: the text-guided teacher-student network (METHOD §4)."""
 
-    mode: Literal["text_guided", "image_only", "labelled_only"] = Field(
-        "text_guided",
+    steps: int = Field(1500, title="Steps", ge=1, le=1_000_000)
+    batch_size: int = Field(
+        8, title="Batch size (slices)", ge=1, le=1024, description="as many labelled as unlabelled ones; in 3-D blocks"
+    )
+    mode: Literal["auto", "text_guided", "image_only", "labelled_only"] = Field(
+        "auto",
         title="Targets on unlabelled cases",
-        description="image_only and labelled_only are the controls",
+        description="auto: text_guided where any case has a caption, else image_only; labelled_only is a control",
     )
     merge: Literal["gated", "logit_mean"] = Field("gated", title="Merge of text mask and teacher")
     captions: Captions = Field("true", title="Captions in training", description="shuffled and empty are the controls")
     ema_decay: float = Field(0.99, title="Teacher's EMA decay", ge=0, lt=1)
     ramp_up: float = Field(0.3, title="Ramp-up (share of steps)", gt=0, le=1)
     confidence: float = Field(0.9, title="Pseudo-label confidence", ge=0.5, lt=1)
+    unlabelled_weight: float = Field(1.0, title="Weight of the unlabelled cases", ge=0, le=10)
+    cut_mix: float = Field(0.5, title="Share of unlabelled images mixed (CutMix)", ge=0, le=1)
+    side_prompts: float = Field(
+        0.25, title="Share of one-sided prompts", ge=0, le=1, description="as in pre-training; for the text mask only"
+    )
+    plain_prompts: bool = Field(
+        False, title="Unlabelled cases sometimes under the plain prompt", description="instead of their caption"
+    )
+    patience: int = Field(8, title="Early stopping: validations without a better Dice", ge=1)
     checkpoint_every: int = Field(250, title="Checkpoint every (steps)", ge=1)
     student: StudentSettings = Field(default_factory=StudentSettings, title="Student")
     structures: tuple[str, ...] = Field((), title="Structures", description="empty: every one with a label")
 
     @model_validator(mode="after")
     def _text_needs_text(self) -> TrainSettings:
-        if self.mode != "text_guided" and self.captions != "true":
+        if self.mode not in ("auto", "text_guided") and self.captions != "true":
             raise ValueError("shuffled or empty captions belong to mode text_guided")
         return self
+
+    def for_the_record(self) -> TrainSettings:
+        """As a run and a model card keep them: no path of this machine, encoder weights by their file's name."""
+        bare = self.student.model_copy(update={"encoder_weights": PurePath(self.student.encoder_weights).name})
+        return self.model_copy(update={"student": bare})

@@ -39,6 +39,13 @@ class SliceGrid:
         return cls(volume, axis, plane, size, ((size - height) // 2, (size - width) // 2, height, width))
 
     @property
+    def slice_ratio(self) -> float:
+        """Spacing of the slices over the spacing of the square's pixels: 1 is isotropic."""
+        spacing = to_canonical(self.original).spacing_mm
+        extent = max(self.plane[i] * spacing[a] for i, a in enumerate(a for a in range(3) if a != self.axis))
+        return float(spacing[self.axis] / (extent / self.size))
+
+    @property
     def count(self) -> int:
         """Number of slices."""
         return int(to_canonical(self.original).shape[self.axis])

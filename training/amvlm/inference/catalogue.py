@@ -43,6 +43,14 @@ def find_model(name: str, store: LabelStore | None = None) -> Path:
     raise UserError(f"there is no model {Path(name).name!r}", remedy=f"There are: {', '.join(models) or 'none'}.")
 
 
+def model_in_use(store: LabelStore) -> Path | None:
+    """The study's newest *trained* model: what a new one is compared with."""
+    from amvlm.models.bundle import read_card
+
+    own = {name: folder for name, folder in available_models(store).items() if name != BUNDLED}
+    return next((folder for folder in own.values() if read_card(folder).kind == "trained"), None)
+
+
 def base_model(store: LabelStore, name: str = "") -> Path:
     """Where a training run starts: the named model, else the newest *pre-trained* one, else the bundled one.
 

@@ -14,7 +14,7 @@ from amvlm.imaging import canonical_mask
 from amvlm.inference.session import Session
 from amvlm.metrics import Overlap, Summary, summarise
 from amvlm.models import AmvlmModel
-from amvlm.store import Case, LabelStore
+from amvlm.store import Case, LabelStore, Structure
 from amvlm.store.records import Split
 from amvlm.text import for_model_side
 
@@ -81,7 +81,8 @@ def evaluate(
     ]
     if not cases:
         raise UserError(f"no case of the split “{split}” has an expert mask", remedy="Choose another split.")
-    cases = cases[:limit] if limit else cases
+    if limit:  # evenly chosen
+        cases = [cases[int(place)] for place in np.unique(np.linspace(0, len(cases) - 1, limit).round().astype(int))]
     for done, case in enumerate(cases):
         session = Session(model, store.read_image(case), default_device())
         found.case_ids.append(case.case_id)
@@ -89,15 +90,19 @@ def evaluate(
             truth = _truth(store, case, structure.name, references, judged)
             if truth is None:
                 continue
-            own = [text for s, text in captions.get(case.case_id, []) if s in (structure.name, None)]
-            prompt = for_model_side(own[0], case.laterality) if own else structure.prompt
-            masks = session.segment_volume(prompt)
+            masks = session.segment_volume(prompt_of(case, structure, captions))
             for kind in KINDS if session.prediction_of(structure.prompt) else KINDS[:1]:
                 overlap = Overlap.of(torch.from_numpy(masks[kind] > 127), torch.from_numpy(truth > 0))
                 found.overlaps.setdefault((kind, structure.name), []).append(overlap)
         if progress is not None:
             progress(done + 1, len(cases))
     return found
+
+
+def prompt_of(case: Case, structure: Structure, captions: dict[str, list[tuple[str | None, str]]]) -> str:
+    """The case's own caption for a structure, in the patient's sides; without one the structure's prompt."""
+    own = [text for s, text in captions.get(case.case_id, []) if s in (structure.name, None)]
+    return for_model_side(own[0], case.laterality) if own else structure.prompt
 
 
 def _truth(

@@ -20,6 +20,7 @@ from amvlm.imaging.orientation import to_canonical
 from amvlm.imaging.resample import IntensityScale, SliceGrid, slabs
 from amvlm.losses import merged_logits
 from amvlm.models import AmvlmModel, KnownStructure, pamr, text_product
+from amvlm.models.quality import Signs
 from amvlm.text import checked_prompt, for_model_side
 
 BATCH = 16
@@ -171,14 +172,58 @@ class Session:
         features = self.model.generator.features(image)
         if self._device.type != "cpu":  # half the memory; on CPUs the product is faster in fp32
             features = features.bfloat16()
-        student = self.model.student(image).float() if self.model.student is not None else image[:, :0]
+        student = self._predict(image)
         if self._features is None or self._student is None or self._image is None:
             self._features = features.new_empty(self.slices, *features.shape[1:])
-            self._student = student.new_empty(self.slices, *student.shape[1:])
+            self._student = (
+                self._volume_logits() if student is None else student.new_empty(self.slices, *student.shape[1:])
+            )
             self._image = image.new_empty(self.slices, 1, *image.shape[2:])
-        self._features[indices], self._student[indices] = features, student
+        self._features[indices] = features
+        if student is not None:
+            self._student[indices] = student
         self._image[indices] = image[:, 1:2]
         self._embedded[indices] = True
+
+    def _predict(self, image: Tensor) -> Tensor | None:
+        """The student's logits of some slices; no channel without one, None where it reads the volume as a whole."""
+        student = self.model.student
+        if student is None:
+            return image[:, :0]
+        return student(image).float() if student.settings.dimensions == 2 else None
+
+    def _volume_logits(self) -> Tensor:
+        """A 3-D student's logits of all slices, (Z, S, H, W): blocks overlap, so they are made at once."""
+        if self.model.student is None:
+            raise ValueError("there is no student")
+        planes = []
+        for begin in range(0, self.slices, BATCH):
+            part = self._scale.apply(self._stack[begin : begin + BATCH])
+            planes.append(self._grid.to_square(torch.from_numpy(part)[:, None])[:, 0])
+        return self.model.student.volume_logits(torch.cat(planes).to(self._device)).movedim(1, 0)
+
+    @torch.inference_mode()
+    def signs(self, prompt: str) -> Signs | None:
+        """What can be seen of the merged mask's quality; None for a structure that the student does not know."""
+        structure = self.prediction_of(prompt)
+        if structure is None:
+            return None
+        for _ in self.embed():
+            pass
+        weights, bias = self._text(for_model_side(checked_prompt(prompt), self.model.card.laterality))
+        if self._features is None or self._student is None:
+            raise ValueError("the slices are not embedded")
+        text_logits = self._fitted(text_product(self._features, weights, bias), slice(None))[:, 0]
+        column = self.model.card.structures.index(structure)
+        return Signs.of(self._student[:, column].float(), text_logits.float(), structure.text_weight)
+
+    @torch.inference_mode()
+    def image_embedding(self, slices: int = 4) -> NDArray[np.float32]:
+        """Mean of the global image embeddings of evenly spread slices, (D,), L2-normalised."""
+        places = sorted({int(z) for z in np.linspace(0, self.slices - 1, slices + 2).round()[1:-1]})
+        image = slabs(self._stack, self._scale, self._grid, places).to(self._device)
+        mean = F.normalize(self.model.vlm.embed_image(image).mean(0), dim=0)
+        return mean.float().cpu().numpy()
 
     @torch.inference_mode()
     def _masks(

@@ -74,22 +74,27 @@ def strong_intensity(image: Tensor, noise: CaseNoise) -> Tensor:
     return changed + column(0, 0.15) * grain
 
 
-def cut_mix(image: Tensor, targets: list[Tensor], noise: CaseNoise) -> tuple[Tensor, list[Tensor]]:
-    """Paste a box on half of the images from the neighbour in the batch, at the same place, into image and targets.
+def cut_mix_boxes(noise: CaseNoise, height: int, width: int, share: float = 0.5) -> Tensor:
+    """Where to paste the neighbour's pixels (CutMix): boxes of 10–40 % of the area on a share of the images.
 
-    The place does not change, so neither do sides and levels.
+    A box is pasted at its own place, so sides and levels do not change.
+
+    Returns
+    -------
+    Tensor, (B, 1, H, W), bool
     """
-    count, _, height, width = image.shape
-    chosen = noise.uniform(0, 1) < 0.5
-    share, down, across = noise.uniform(0.1, 0.4).sqrt(), noise.uniform(0, 1), noise.uniform(0, 1)
-    box = torch.zeros(count, 1, height, width)
+    chosen = noise.uniform(0, 1) < share
+    side, down, across = noise.uniform(0.1, 0.4).sqrt(), noise.uniform(0, 1), noise.uniform(0, 1)
+    box = torch.zeros(len(noise), 1, height, width, dtype=torch.bool)
     for row in torch.nonzero(chosen).flatten().tolist():
-        tall, wide = int(share[row] * height), int(share[row] * width)
+        tall, wide = int(side[row] * height), int(side[row] * width)
         top, left = int(down[row] * (height - tall + 1)), int(across[row] * (width - wide + 1))
-        box[row, :, top : top + tall, left : left + wide] = 1
-    inside = box.bool().to(image.device)
+        box[row, :, top : top + tall, left : left + wide] = True
+    return box
 
-    def mixed(x: Tensor) -> Tensor:
-        return torch.where(inside, x.roll(1, 0), x)
 
-    return mixed(image), [mixed(target) for target in targets]
+def mixed(x: Tensor, box: Tensor) -> Tensor:
+    """Inside its box (B, 1, H, W) an image or target (B, …, H, W) becomes its neighbour's in the batch."""
+    if x.ndim > box.ndim:
+        box = box[:, None]
+    return torch.where(box, x.roll(1, 0), x)

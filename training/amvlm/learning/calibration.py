@@ -15,6 +15,8 @@ from amvlm.learning.study import LabelledCase
 from amvlm.learning.texts import TextTable
 from amvlm.losses import merged_logits
 from amvlm.metrics import Overlap
+from amvlm.models.quality import ExpectedDice, Signs, judged_dice
+from amvlm.models.student import Student
 
 TEXT_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 ENOUGH_CASES = 5
@@ -32,8 +34,11 @@ class CaseLogits:
         """Dice at network resolution; NaN where unjudged or empty."""
         if not self.case.known[structure]:
             return math.nan
-        truth = torch.from_numpy(np.array(self.case.masks[structure]))
-        return Overlap.of(logits[structure].cpu() > 0, truth).dice
+        return Overlap.of(logits[structure].cpu() > 0, self.truth(structure)).dice
+
+    def truth(self, structure: int) -> Tensor:
+        """The expert's mask, (Z, H, W), uint8."""
+        return torch.from_numpy(np.array(self.case.masks[structure]))
 
 
 @torch.no_grad()
@@ -50,20 +55,20 @@ def case_logits(
     was_training = teacher.training, generator.training
     teacher.eval()
     generator.eval()
+    blockwise = teacher if isinstance(teacher, Student) and teacher.settings.dimensions == 3 else None
     for case in cases:
         text = embeddings[table.rows([case.case_id], None)]
-        found: list[tuple[Tensor, Tensor]] = []
-        depth = case.depth
-        for begin in range(0, depth, batch_size):
-            wanted = [(case.case_id, z) for z in range(begin, min(depth, begin + batch_size))]
-            image = context.bank.slabs(wanted).to(context.device)
-            with context.accelerator.autocast():
-                found.append((teacher(image).float(), generator(image, text.expand(len(wanted), -1, -1)).float()))
-        yield CaseLogits(
-            torch.cat([pair[0] for pair in found]).movedim(1, 0),
-            torch.cat([pair[1] for pair in found]).movedim(1, 0),
-            case,
-        )
+        of_teacher, of_text = [], []
+        with context.accelerator.autocast():
+            if blockwise is not None:
+                of_teacher.append(blockwise.volume_logits(context.bank.planes(case.case_id).to(context.device)).cpu())
+            for begin in range(0, case.depth, batch_size):
+                wanted = [(case.case_id, z) for z in range(begin, min(case.depth, begin + batch_size))]
+                image = context.bank.slabs(wanted).to(context.device)
+                of_text.append(generator(image, text.expand(len(wanted), -1, -1)).float().movedim(1, 0).cpu())
+                if blockwise is None:
+                    of_teacher.append(teacher(image).float().movedim(1, 0).cpu())
+        yield CaseLogits(torch.cat(of_teacher, 1), torch.cat(of_text, 1), case)
     teacher.train(was_training[0])
     generator.train(was_training[1])
 
@@ -81,6 +86,18 @@ def fit_text_weights(found: Sequence[CaseLogits], structures: int) -> list[float
     return weights
 
 
+def fit_expected_dice(found: Sequence[CaseLogits], text_weights: Sequence[float]) -> list[ExpectedDice | None]:
+    """How the signs of a merged mask foretell its Dice, per structure (METHOD §5)."""
+    fitted = []
+    for s, weight in enumerate(text_weights):
+        judged = [c for c in found if c.case.known[s]]
+        signs = [Signs.of(c.teacher[s], c.text[s], weight) for c in judged]
+        merged = [merged_logits(c.teacher[s], c.text[s], weight) > 0 for c in judged]
+        dices = [judged_dice(mask, c.truth(s)) for mask, c in zip(merged, judged, strict=True)]
+        fitted.append(ExpectedDice.fit(signs, dices))
+    return fitted
+
+
 def enough(cases: Sequence[LabelledCase], structures: int) -> bool:
     """True when every structure was judged, and is there, in at least five of the cases."""
     return all(sum(bool(case.areas[s].any()) for case in cases) >= ENOUGH_CASES for s in range(structures))
@@ -94,7 +111,7 @@ def mean_dices(
     kinds = {
         "student": [c.teacher for c in found],
         "text_mask": [c.text for c in found],
-        "merged": [merged_logits(c.teacher.movedim(0, 1), c.text.movedim(0, 1), weights).movedim(1, 0) for c in found],
+        "merged": [merged_logits(c.teacher[None], c.text[None], weights)[0] for c in found],
     }
     result: dict[str, dict[str, float]] = {}
     for kind, logits in kinds.items():

@@ -27,16 +27,23 @@ def save_checkpoint(
 ) -> None:
     """Write ``checkpoint-<step>``; the state file comes last, so a folder without it is not a checkpoint."""
     folder = run_folder / f"checkpoint-{step:07d}"
-    folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
     for part, network in networks.items():
         tensors |= {f"{part}.{name}": tensor for name, tensor in network.state_dict().items()}
     for index, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
-    write_bytes_atomically(
-        folder / "tensors.safetensors", save({n: t.detach().cpu().clone().contiguous() for n, t in tensors.items()})
-    )
-    write_bytes_atomically(folder / "state.json", json.dumps({"step": step, "notes": notes}).encode())
+    content = save({n: t.detach().cpu().clone().contiguous() for n, t in tensors.items()})
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_bytes_atomically(folder / "tensors.safetensors", content)
+        write_bytes_atomically(folder / "state.json", json.dumps({"step": step, "notes": notes}).encode())
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise UserError(
+            f"the checkpoint of step {step} could not be saved ({error.strerror}); the one before it is intact",
+            file=run_folder,
+            remedy="Free disk space, then go on with --resume.",
+        ) from error
     for old in checkpoints(run_folder)[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
 

@@ -70,14 +70,30 @@ class Context:
         learning_rate: float = 0.0,
     ) -> None:
         """One update under warm-up and cosine, gradients clipped to norm 1; ``learning_rate`` 0 is the settings'."""
+        optimiser.zero_grad()
+        self.backward(loss)
+        self.update(networks, optimiser, settings, step, steps, learning_rate)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add a loss's gradients."""
+        self.accelerator.backward(loss)
+
+    def update(
+        self,
+        networks: list[nn.Module],
+        optimiser: torch.optim.Optimizer,
+        settings: LoopSettings,
+        step: int,
+        steps: int,
+        learning_rate: float = 0.0,
+    ) -> None:
+        """Follow the gradients that were gathered."""
         for group in optimiser.param_groups:
             group["lr"] = (
                 group.get("share", 1.0)
                 * (learning_rate or settings.learning_rate)
                 * learning_rate_factor(step, steps, settings.warmup)
             )
-        optimiser.zero_grad()
-        self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_([p for network in networks for p in network.parameters()], 1.0)
         optimiser.step()
 

@@ -10,11 +10,12 @@ import torch
 from amvlm.config import TrainSettings
 from amvlm.events import AnyEvent, Progress
 from amvlm.learning.batches import labelled_batch
-from amvlm.learning.calibration import CaseLogits, case_logits, fit_text_weights
+from amvlm.learning.calibration import CaseLogits, case_logits, fit_expected_dice, fit_text_weights
 from amvlm.learning.context import Context
 from amvlm.learning.ema import follow
+from amvlm.learning.gathering import summed
 from amvlm.learning.generator_loss import mask_supervision
-from amvlm.learning.networks import Calibration, Networks
+from amvlm.learning.networks import Networks
 from amvlm.learning.runtime import Clock
 from amvlm.learning.study import LabelledCase
 from amvlm.learning.texts import TextTable
@@ -23,14 +24,17 @@ from amvlm.losses import masked_dice_bce
 SHARE_OF_STEPS = 0.2
 
 
-def cross_fitted_weights(
+def cross_fitted(
     context: Context, networks: Networks, table: TextTable, labelled: list[LabelledCase], settings: TrainSettings
-) -> Generator[AnyEvent, None, tuple[Calibration, list[float]]]:
-    """Two-fold cross-fit by patient on the labelled cases; ½ and "uncalibrated" with a single patient."""
+) -> Generator[AnyEvent, None, None]:
+    """Two-fold cross-fit by patient on the labelled cases: α (for ``gated``) and what the signs of quality foretell.
+
+    With a single patient nothing can be fitted: α stays ½, "uncalibrated".
+    """
     groups = sorted({context.study.cases[case.case_id].group for case in labelled})
     halves = [set(groups[0::2]), set(groups[1::2])]
     if len(groups) < 2:
-        return "uncalibrated", [0.5] * len(context.study.names)
+        return
     found: list[CaseLogits] = []
     for fold, half in enumerate(halves):
         inside = [case for case in labelled if context.study.cases[case.case_id].group in half]
@@ -38,7 +42,10 @@ def cross_fitted_weights(
         scratch = copy.deepcopy(networks)
         yield from _fit(context, scratch, table, inside, settings, fold)
         found += case_logits(context, outside, scratch.teacher, scratch.generator_teacher, table, networks.embeddings)
-    return "cross-fit", fit_text_weights(found, len(context.study.names))
+    networks.calibration = "cross-fit"
+    if settings.merge == "gated":
+        networks.text_weights = fit_text_weights(found, len(context.study.names))
+    networks.expected_dice = fit_expected_dice(found, networks.text_weights)
 
 
 def _fit(
@@ -57,12 +64,15 @@ def _fit(
         if context.stop_asked():
             return
         torch.manual_seed(int(context.chance(settings, 12 + fold, step).integers(2**62)))  # dropout
-        batch = labelled_batch(context, labelled, table, settings, 10 + fold, step, mirror=networks.mirror)
+        planes = networks.student.planes if settings.student.dimensions == 3 else 0
+        batch = labelled_batch(
+            context, labelled, table, settings, 10 + fold, step, settings.side_prompts, networks.mirror, planes
+        ).to(context.device)
         text = networks.embeddings[batch.text]
         student.train()
         generator.train()
-        loss, _ = mask_supervision(generator, batch.image, text, batch.masks, batch.known, networks.foreground)
-        loss = loss + masked_dice_bce(student(batch.image), batch.masks, batch.known)
+        loss, _ = mask_supervision(generator, batch.slab, text, batch.named, batch.known, networks.foreground)
+        loss = loss + masked_dice_bce(student(batch.image), batch.masks, batch.known, summed)
         context.optimise(loss, [student, generator], optimiser, settings, step, steps)
         follow(networks.teacher, networks.student, step, settings.ema_decay)
         follow(networks.generator_teacher, networks.generator, step, settings.ema_decay)

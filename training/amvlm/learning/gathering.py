@@ -54,6 +54,34 @@ def gathered(tensor: Tensor) -> Tensor:
     return found
 
 
+class _Sum(torch.autograd.Function):
+    """A sum over processes; backward sums their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        whole = gradients[0].clone()
+        dist.all_reduce(whole)
+        return whole
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """The sum over all processes of a part that each of them holds, with its gradient.
+
+    Losses made of such sums are the same in every process, and the average that data-parallel training takes of their
+    gradients is the gradient of the loss of the whole batch.
+    """
+    if _processes() == 1:
+        return tensor
+    found: Tensor = _Sum.apply(tensor)  # type: ignore[no-untyped-call]
+    return found
+
+
 def mean_over(values: Tensor, counted: Tensor) -> Tensor:
     """Mean of the counted samples (B,) of all processes; 0 where there is none.
 

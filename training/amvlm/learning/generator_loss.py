@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from amvlm.learning.gathering import summed
 from amvlm.losses import extended_info_nce, masked_dice_bce
 from amvlm.models.generator import FrozenLinear, TextMaskGenerator, text_product
 
@@ -30,7 +31,7 @@ def mask_supervision(
         Expected foreground fraction; only ``frozen_linear`` is held to it.
     """
     logits = generator(image, text)
-    loss = masked_dice_bce(logits, masks, known)
+    loss = masked_dice_bce(logits, masks, known, summed)
     if isinstance(generator, FrozenLinear):
         loss = loss + (logits.sigmoid().mean((0, 2, 3)) - prior).square().sum()
     return loss, logits

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from amvlm.config import GeneratorSettings, TrainSettings
+from amvlm.learning.batches import slabs_of
 from amvlm.learning.context import Context
 from amvlm.learning.ema import make_teacher
 from amvlm.learning.study import LabelledCase, Study, priors
@@ -24,10 +25,13 @@ from amvlm.models import (
     build_generator,
     build_student,
 )
+from amvlm.models.quality import ExpectedDice
+from amvlm.models.student import Student, load_encoder_weights
 from amvlm.text import names_a_side
 
+_FITTED = ("expected_dice", "best_expected_dice")
 Calibration = Literal["uncalibrated", "validation cases", "cross-fit"]
-_NOTES = ("text_weights", "calibration", "best_score", "best_dices", "best_text_weights")
+_NOTES = ("text_weights", "calibration", "best_score", "best_dices", "best_text_weights", "waited", "batch_parts")
 
 
 @dataclass
@@ -41,7 +45,7 @@ class Networks:
     vlm: VisionLanguageModel
     generator: TextMaskGenerator
     generator_teacher: nn.Module
-    student: nn.Module
+    student: Student
     teacher: nn.Module
     embeddings: Tensor
     foreground: Tensor
@@ -52,6 +56,10 @@ class Networks:
     best_score: float = -1.0
     best_dices: dict[str, dict[str, float]] = field(default_factory=dict)
     best_text_weights: list[float] = field(default_factory=list)
+    expected_dice: list[ExpectedDice | None] = field(default_factory=list)
+    best_expected_dice: list[ExpectedDice | None] = field(default_factory=list)
+    waited: int = 0
+    batch_parts: int = 1
 
     def __post_init__(self) -> None:
         self.best_teacher = make_teacher(self.teacher)
@@ -65,6 +73,7 @@ class Networks:
         labelled: list[LabelledCase],
         context: Context,
         table: TextTable,
+        resume: bool = False,
     ) -> Networks:
         """Start a student and a generator on a frozen vision-language model.
 
@@ -82,7 +91,11 @@ class Networks:
             embeddings = vlm.embed_prompt(table.texts)
         generator.fit_text(embeddings)
         student = build_student(settings.student, len(foreground), sum(foreground) / len(foreground))
-        student = student.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if settings.student.encoder_weights and not resume:  # a resumed run has them in its checkpoint
+            load_encoder_weights(student, settings.student.encoder_weights)
+        student.to(context.device)
+        if settings.student.dimensions == 2:
+            student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return cls(
             vlm, generator, make_teacher(generator), student, make_teacher(student), embeddings,
             torch.tensor(foreground, device=context.device), [0.5] * len(foreground),
@@ -95,18 +108,29 @@ class Networks:
         optimiser = torch.optim.AdamW(
             learning, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
+        if context.processes > 1 and context.device.type == "cuda":  # batch statistics over all GPUs
+            self.student = nn.SyncBatchNorm.convert_sync_batchnorm(self.student)  # type: ignore[no-untyped-call]
+            self.generator = nn.SyncBatchNorm.convert_sync_batchnorm(self.generator)  # type: ignore[no-untyped-call]
         student, generator, prepared = context.accelerator.prepare(self.student, self.generator, optimiser)
         return student, generator, prepared
 
     @torch.no_grad()
-    def targets(self, context: Context, weak: Tensor, text: Tensor) -> list[Tensor]:
-        """Probabilities of teacher, text mask and merged mask on an unmixed weak view, (B, S, H, W) each.
+    def targets(self, context: Context, weak: Tensor, text: Tensor | None) -> list[Tensor]:
+        """Probabilities of teacher, text mask and merged mask on an unmixed weak view, (B, S[, planes], H, W) each.
 
-        Logits are merged; each target takes its one sigmoid here.
+        Logits are merged; each target takes its one sigmoid here. Of a 3-D student's blocks the text masks are made
+        slice by slice and stacked. Without text (B, S, D) only the teacher's.
         """
         with context.accelerator.autocast():
             teacher_logits = self.teacher(weak).float()
-            text_mask_logits = self.generator_teacher(weak, text).float()
+            if text is None:
+                return [teacher_logits.sigmoid()]
+            if teacher_logits.ndim == 5:
+                planes = weak.shape[1]
+                flat = self.generator_teacher(slabs_of(weak), text.repeat_interleave(planes, 0)).float()
+                text_mask_logits = flat.unflatten(0, (len(weak), planes)).movedim(1, 2)
+            else:
+                text_mask_logits = self.generator_teacher(weak, text).float()
         merged = merged_logits(teacher_logits, text_mask_logits, torch.tensor(self.text_weights))
         return [teacher_logits.sigmoid(), text_mask_logits.sigmoid(), merged.sigmoid()]
 
@@ -123,20 +147,25 @@ class Networks:
 
     def notes(self) -> dict[str, Any]:
         """What a checkpoint says beside the weights."""
-        return {name: getattr(self, name) for name in _NOTES}
+        found = {name: getattr(self, name) for name in _NOTES}
+        return found | {name: [e and e.model_dump() for e in getattr(self, name)] for name in _FITTED}
 
     def restore(self, notes: dict[str, Any]) -> None:
         """Take back what :meth:`notes` gave."""
         for name in _NOTES:
             setattr(self, name, notes[name])
+        for name in _FITTED:
+            setattr(self, name, [e and ExpectedDice(**e) for e in notes[name]])
 
     def keep_if_best(self, dices: dict[str, dict[str, float]]) -> None:
         """Remember the averages whose student and text mask score best on the validation cases."""
         scores = [dice for kind in ("student", "text_mask") for dice in dices[kind].values()]
         score = sum(scores) / len(scores) if scores else -1.0
+        self.waited += 1
         if score > self.best_score:
             self.best_score = score
             self.best_dices, self.best_text_weights = dices, list(self.text_weights)
+            self.waited, self.best_expected_dice = 0, list(self.expected_dice)
             self.best_teacher.load_state_dict(self.teacher.state_dict())
             self.best_generator.load_state_dict(self.generator_teacher.state_dict())
 
@@ -152,6 +181,7 @@ class Networks:
         """The model to keep: the best averages, or the last ones where nothing could be validated."""
         validated = bool(self.best_dices)
         weights = self.best_text_weights if validated else self.text_weights
+        expected = (self.best_expected_dice if validated else self.expected_dice) or [None] * len(weights)
         validation = {f"after {kind}": dices for kind, dices in self.best_dices.items()}
         validation |= {f"before {kind}": dices for kind, dices in before.items()}
         card = ModelCard(
@@ -163,7 +193,7 @@ class Networks:
             structures=tuple(
                 KnownStructure(
                     name=s.name, aliases=s.aliases, prompts=s.prompts or (s.name,), prior=float(self.foreground[index]),
-                    text_weight=weights[index], calibration=self.calibration,
+                    text_weight=weights[index], calibration=self.calibration, expected_dice=expected[index],
                 )
                 for index, s in enumerate(study.structures)
             ),
@@ -174,13 +204,13 @@ class Networks:
             labelled_cases=labelled,
             unlabelled_cases=len(study.unlabelled),
             validation=validation,
-            settings=settings.model_dump(mode="json"),
+            settings=settings.for_the_record().model_dump(mode="json"),
         )  # fmt: skip
         generator = self.best_generator if validated else self.generator_teacher
         student = self.best_teacher if validated else self.teacher
         self.generator.load_state_dict(generator.state_dict())
         self.student.load_state_dict(student.state_dict())
         return AmvlmModel(
-            self.vlm, self.generator, self.generator_settings, self.student, settings.student, card,
+            self.vlm, self.generator, self.generator_settings, self.student, settings.for_the_record().student, card,
             sum(self.foreground.tolist()) / len(self.foreground),
         )  # fmt: skip

@@ -14,7 +14,7 @@ from amvlm.events import AnyEvent, Finished, Note, Progress, Started
 from amvlm.learning.align import align
 from amvlm.learning.captioned import CaptionedImages
 from amvlm.learning.context import Context, flip_axis_of
-from amvlm.learning.runtime import Clock, choose_precision, start_accelerator
+from amvlm.learning.runtime import Clock, choose_compute, start_accelerator
 from amvlm.learning.slices import SliceBank
 from amvlm.learning.study import (
     LabelledCase,
@@ -73,9 +73,10 @@ def pretrain(
     prior = float(np.mean(priors(labelled, len(study.names)))) if labelled else 0.05
     chosen = settings.generator if labelled else settings.generator.model_copy(update={"form": "frozen_linear"})
     generator = build_generator(chosen, vlm, prior)
-    probe = build_student(StudentSettings(), 1)
     precision = (
-        str(run.read_config()["precision"]) if resume else choose_precision(settings, probe, vlm.settings.image_size)
+        str(run.read_config()["precision"])
+        if resume
+        else choose_compute(settings, build_student(StudentSettings(), 1), bank.size)[0]
     )
     context = Context(study, bank, start_accelerator(settings, precision), run, flip_axis_of(study))
     context.any_orientation = settings.any_orientation

@@ -19,6 +19,11 @@ from amvlm.store import Case, LabelStore, Revision
 _VERSION = 1
 
 
+def slices_from(first: int, count: int, depth: int) -> NDArray[np.intp]:
+    """``count`` slice numbers from ``first`` on; those beyond the end become the last."""
+    return np.minimum(np.arange(first, first + count), depth - 1)
+
+
 class SliceBank:
     """Images and masks of a study as squares of ``size`` px.
 
@@ -58,6 +63,26 @@ class SliceBank:
                 for channel, index in enumerate((max(0, z - 1), z, min(last, z + 1))):
                     squares[row, channel] = planes[index, 0]
         return torch.from_numpy(squares)
+
+    def blocks(self, wanted: Sequence[tuple[str, int]], planes: int) -> Tensor:
+        """Network input of a 3-D student for (case id, first slice) pairs: (B, planes, size, size), float32.
+
+        Slices beyond the end repeat the last one.
+        """
+        found = [self._open(case_id)[slices_from(first, planes, self.depth(case_id)), 0] for case_id, first in wanted]
+        return torch.from_numpy(np.stack(found).astype(np.float32))
+
+    def planes(self, case_id: str) -> Tensor:
+        """All slices of a volume, (Z, size, size), float32."""
+        return torch.from_numpy(self._open(case_id)[:, 0].astype(np.float32))
+
+    def coloured(self, case_id: str) -> bool:
+        """True for a picture of three colours."""
+        return int(self._open(case_id).shape[1]) == 3
+
+    def slice_ratio(self, case_id: str) -> float:
+        """Spacing of the slices over the spacing of the network's pixels."""
+        return SliceGrid.of(self._store.read_image(self._cases[case_id]), self.size).slice_ratio
 
     def mask(self, revision: Revision) -> NDArray[np.uint8]:
         """A revision's mask, (Z, size, size), mapped from disk: a pixel belongs to it when half of its area does.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from amvlm.config import Captions
 from amvlm.errors import UserError
-from amvlm.learning.slices import SliceBank
+from amvlm.learning.slices import SliceBank, slices_from
 from amvlm.store import Case, LabelStore, Revision, Snapshot, Structure
 from amvlm.store.runs import RunFolder
 from amvlm.text import class_derangement, normalise_caption
@@ -56,8 +56,13 @@ class Study:
     training: dict[str, dict[str, Revision]]
     validation: dict[str, dict[str, Revision]]
     cases: dict[str, Case]
-    unlabelled: list[str]
+    missing: dict[str, frozenset[str]]
     captions: dict[tuple[str, str], str]
+
+    @functools.cached_property
+    def unlabelled(self) -> list[str]:
+        """Training cases that still miss a judgement."""
+        return list(self.missing)
 
     @property
     def names(self) -> list[str]:
@@ -107,9 +112,9 @@ def open_study(
     labelled_names = {r.structure for found in by_case.values() for r in found.values() if r.kind == "accepted"}
     eligible = set(wanted) or (labelled_names if need_labels else {s.name for s in store.structures()})
     structures = [s for s in store.structures() if s.name in eligible]
-    missing = [name for name in wanted if name not in labelled_names]
-    if missing and need_labels:
-        raise UserError(f"nothing is accepted for {', '.join(missing)}", remedy="Accept it in a few cases first.")
+    unlearnable = [name for name in wanted if name not in labelled_names]
+    if unlearnable and need_labels:
+        raise UserError(f"nothing is accepted for {', '.join(unlearnable)}", remedy="Accept it in a few cases first.")
     training = {c: found for c, found in by_case.items() if cases[c].split == "train"}
     if need_labels and not any(r.kind == "accepted" for found in training.values() for r in found.values()):
         raise UserError(
@@ -118,15 +123,15 @@ def open_study(
         )
     states = store.states()
     names = [s.name for s in structures]
-    train_ids = [case_id for case_id, case in cases.items() if case.split == "train"]
-    unlabelled = [
-        c for c in train_ids
-        if any(n not in training.get(c, {}) and states.get((c, n)) != "rejected" for n in names)
-    ]  # fmt: skip
+    missing = {
+        c: frozenset(n for n in names if n not in training.get(c, {}) and states.get((c, n)) != "rejected")
+        for c, case in cases.items()
+        if case.split == "train"
+    }
     return Study(
         store, snapshot, structures, training,
         {c: found for c, found in by_case.items() if cases[c].split == "val"},
-        cases, unlabelled, _captions(store, names, set(cases)),
+        cases, {c: found for c, found in missing.items() if found}, _captions(store, names, set(cases)),
     )  # fmt: skip
 
 
@@ -177,13 +182,15 @@ def load_labelled(bank: SliceBank, names: list[str], by_case: dict[str, dict[str
     return loaded
 
 
-def sample_labelled(labelled: list[LabelledCase], count: int, rng: Rng) -> tuple[list[tuple[str, int]], Tensor, Tensor]:
-    """Slices of judged cases, at most a third without any structure (slices rule d).
+def sample_labelled(
+    labelled: list[LabelledCase], count: int, rng: Rng, planes: int = 0
+) -> tuple[list[tuple[str, int]], Tensor, Tensor]:
+    """Slices of judged cases, at most a third without any structure (slices rule d), or blocks around such slices.
 
     Returns
     -------
-    pairs : list of (case id, slice)
-    masks : Tensor, (B, S, H, W), float32
+    pairs : list of (case id, slice, or first slice of the block)
+    masks : Tensor, (B, S, H, W), or (B, S, planes, H, W), float32
     known : Tensor, (B, S), float32
     """
     pairs, masks, known = [], [], []
@@ -194,21 +201,26 @@ def sample_labelled(labelled: list[LabelledCase], count: int, rng: Rng) -> tuple
         empty = len(filled) == 0 or (len(filled) < depth and rng.random() < 1 / 3)
         choices = np.setdiff1d(np.arange(depth), filled) if empty else filled
         z = int(rng.choice(choices))
+        if planes:
+            z = min(max(0, z - int(rng.integers(planes))), max(0, depth - planes))
+        wanted: NDArray[np.intp] | int = slices_from(z, planes, depth) if planes else z
         pairs.append((case.case_id, z))
-        masks.append(np.stack([mask[z] for mask in case.masks]))
+        masks.append(np.stack([mask[wanted] for mask in case.masks]))
         known.append(case.known)
     return pairs, torch.from_numpy(np.stack(masks)).float(), torch.from_numpy(np.stack(known))
 
 
-def sample_unlabelled(study: Study, bank: SliceBank, count: int, rng: Rng) -> tuple[list[tuple[str, int]], Tensor]:
-    """Slices of cases that still miss a judgement, and which structures they miss: pairs, (B, S)."""
+def sample_unlabelled(
+    study: Study, bank: SliceBank, count: int, rng: Rng, planes: int = 0
+) -> tuple[list[tuple[str, int]], Tensor]:
+    """Slices or blocks of cases that still miss a judgement, and which structures they miss: pairs, (B, S)."""
     pairs = []
     wanted = torch.zeros(count, len(study.structures))
     for row in range(count):
         case_id = study.unlabelled[int(rng.integers(len(study.unlabelled)))]
-        pairs.append((case_id, int(rng.integers(bank.depth(case_id)))))
-        judged = study.training.get(case_id, {})
-        wanted[row] = torch.tensor([float(name not in judged) for name in study.names])
+        depth = bank.depth(case_id)
+        pairs.append((case_id, int(rng.integers(max(1, depth - planes + 1) if planes else depth))))
+        wanted[row] = torch.tensor([float(name in study.missing[case_id]) for name in study.names])
     return pairs, wanted
 
 

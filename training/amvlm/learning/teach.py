@@ -69,9 +69,10 @@ def teach_generator(
         case_ids: list[str] = []
         if labelled:
             batch = labelled_batch(context, labelled, table, settings, _STAGE, step, settings.side_prompts)
+            batch = batch.to(context.device)
             case_ids = batch.case_ids
             losses["L_mask"], _ = mask_supervision(
-                network, batch.image, embeddings[batch.text], batch.masks, batch.known, foreground
+                network, batch.slab, embeddings[batch.text], batch.named, batch.known, foreground
             )
         if isinstance(generator, FrozenLinear) and captioned.contrast and settings.grounding_weight > 0:
             found, seen = _grounding(context, vlm, generator, captioned, settings, step, float(foreground.mean()))

@@ -3,48 +3,51 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from amvlm.config import TrainSettings
-from amvlm.events import AnyEvent, Finished, Note, Progress, Started, Validation
-from amvlm.learning.augment import cut_mix, strong_intensity, weak_view
-from amvlm.learning.batches import labelled_batch, mirror_some
-from amvlm.learning.calibration import case_logits, enough, fit_text_weights, mean_dices
+from amvlm.events import AnyEvent, Finished, Note, Progress, Validation
+from amvlm.learning.augment import mixed
+from amvlm.learning.batches import LabelledBatch, UnlabelledBatch, labelled_batch, unlabelled_batch
+from amvlm.learning.calibration import case_logits, enough, fit_expected_dice, fit_text_weights, mean_dices
 from amvlm.learning.checkpoint import load_checkpoint, save_checkpoint
-from amvlm.learning.context import Context, flip_axis_of
-from amvlm.learning.cross_fit import cross_fitted_weights
+from amvlm.learning.context import Context
+from amvlm.learning.cross_fit import cross_fitted
 from amvlm.learning.ema import follow
+from amvlm.learning.gathering import summed
 from amvlm.learning.generator_loss import mask_supervision
 from amvlm.learning.networks import Networks
-from amvlm.learning.noise import CaseNoise
-from amvlm.learning.runtime import Clock, Means, choose_precision, start_accelerator
-from amvlm.learning.slices import SliceBank
-from amvlm.learning.study import (
-    LabelledCase,
-    Study,
-    load_labelled,
-    open_study,
-    sample_unlabelled,
-    snapshot_of_run,
-    with_controls,
-)
+from amvlm.learning.opening import Opened, open_run
+from amvlm.learning.pictures import training_picture
+from amvlm.learning.runtime import Ahead, Clock, FiniteWatch, Means
+from amvlm.learning.study import LabelledCase
 from amvlm.learning.texts import TextTable
 from amvlm.losses import confident_bce, consistency_weight, masked_dice_bce, soft_dice_bce
-from amvlm.models import AmvlmModel, build_student
+from amvlm.models import AmvlmModel
 from amvlm.store import LabelStore
 from amvlm.store.runs import RunFolder
 
+_LABELLED, _UNLABELLED, _DROPOUT = 2, 3, 9
+
 
 def train(
-    store: LabelStore, base: AmvlmModel, settings: TrainSettings, run: RunFolder, name: str, resume: bool = False
+    store: LabelStore,
+    base: AmvlmModel,
+    settings: TrainSettings,
+    run: RunFolder,
+    name: str,
+    resume: bool = False,
+    previous: AmvlmModel | None = None,
 ) -> Iterator[AnyEvent]:
     """Learn from accepted and absent revisions, and from the rest with their captions; save ``models/<name>``.
 
     The vision-language model of ``base`` is kept frozen. The generator starts from ``base`` only when that was
-    pre-trained, never from an earlier retrain (which drifts); the student always starts afresh.
+    pre-trained, never from an earlier retrain (which drifts); the student always starts afresh. ``previous`` is the
+    model in use so far: it is measured on the same validation cases as the new one.
 
     Yields
     ------
@@ -54,125 +57,175 @@ def train(
     Raises
     ------
     UserError
-        If no training case is labelled.
+        If no training case is labelled, or the student cannot read these images.
     """
-    snapshot = snapshot_of_run(store, run) if resume else None
-    study = open_study(store, wanted=settings.structures, snapshot=snapshot)
-    study = with_controls(study, settings.captions, settings.seed)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    torch.manual_seed(settings.seed)
-    bank = SliceBank(store, base.image_size)
-    for done in bank.prepare(list(study.cases.values())):
-        if done % 50 == 0:
-            yield Progress(stage="reading images", step=done, steps=len(study.cases))
-    labelled = load_labelled(bank, study.names, study.training)
-    held_out = load_labelled(bank, study.names, study.validation)
-    probe = build_student(settings.student, len(study.names))
-    precision = str(run.read_config()["precision"]) if resume else choose_precision(settings, probe, base.image_size)
-    context = Context(study, bank, start_accelerator(settings, precision), run, flip_axis_of(study))
-    if context.accelerator.is_main_process:
-        run.write_config(_config(study, settings, name, base.card.name, precision))
-    yield Started(
-        job="train", labelled=len(labelled), unlabelled=len(study.unlabelled), validation=len(held_out),
-        structures=study.names, steps=settings.steps, device=str(context.device), precision=precision,
-    )  # fmt: skip
-    yield from _notes(study, held_out, settings)
-    table = TextTable(study)
-    networks = Networks.fresh(base, settings, labelled, context, table)
-    before = _before(context, base, held_out, study, table)
+    opened = yield from open_run(store, base, settings, run, name, resume)
+    settings, context = opened.settings, opened.context
+    table = TextTable(context.study)
+    networks = Networks.fresh(base, settings, opened.labelled, context, table, resume)
+    before: dict[str, dict[str, float]] = {}
+    for model in (previous, base):
+        before = before or _before(context, model, opened.held_out, table)
     if before:
         yield validation_event(0, before)
     clock = Clock(settings.steps)
-    yield from _loop(context, networks, table, labelled, held_out, settings, resume)
-    model = networks.as_model(base, study, settings, name, before, len(labelled))
+    yield from _loop(opened, networks, table, resume)
+    model = networks.as_model(base, context.study, settings, name, before, len(opened.labelled))
     model.card = model.card.model_copy(update={"created": datetime.date.today().isoformat()})
     if context.accelerator.is_main_process:
         model.to("cpu").save(store.folder / "models" / name)
-        store.record_consumed(run.name, study.snapshot)
+        store.record_consumed(run.name, context.study.snapshot)
     yield Finished(model=name, stopped_early=run.stop_asked(), seconds=clock.seconds)
 
 
-def _loop(
-    context: Context,
-    networks: Networks,
-    table: TextTable,
-    labelled: list[LabelledCase],
-    held_out: list[LabelledCase],
-    settings: TrainSettings,
-    resume: bool,
-) -> Iterator[AnyEvent]:
+class _Batch(NamedTuple):
+    labelled: LabelledBatch
+    unlabelled: UnlabelledBatch | None
+
+
+def _loop(opened: Opened, networks: Networks, table: TextTable, resume: bool) -> Iterator[AnyEvent]:
     """The training loop: one step is a labelled and an unlabelled batch, drawn independently."""
-    gated = settings.merge == "gated" and settings.mode == "text_guided"
-    if gated and not resume and not enough(held_out, len(context.study.names)):
-        networks.calibration, networks.text_weights = yield from cross_fitted_weights(
-            context, networks, table, labelled, settings
-        )
+    context, settings, held_out = opened.context, opened.settings, opened.held_out
+    if not resume and not enough(held_out, len(context.study.names)):
+        yield from cross_fitted(context, networks, table, opened.labelled, settings)
     student, generator, optimiser = networks.prepare(context, settings)
     first = 0
     if resume:
         first, notes = load_checkpoint(context.run.path, networks.parts(), optimiser)
         networks.restore(notes)
-    clock, means = Clock(settings.steps, first), Means()
-    for step in range(first, settings.steps):
-        if context.stop_asked():
+    planes = networks.student.planes if settings.student.dimensions == 3 else 0
+    alone = settings.mode == "labelled_only" or not context.study.unlabelled
+
+    def draw(step: int) -> _Batch:
+        return _Batch(
+            labelled_batch(
+                context, opened.labelled, table, settings, _LABELLED, step,
+                side_prompts=settings.side_prompts, mirror=networks.mirror, planes=planes,
+            ),
+            None if alone else unlabelled_batch(context, table, settings, _UNLABELLED, step, networks.mirror, planes),
+        )  # fmt: skip
+
+    clock, means, watch = Clock(settings.steps, first), Means(), FiniteWatch()
+    ahead = Ahead(draw, range(first, settings.steps))
+    for step, drawn in ahead:
+        if context.stop_asked() or networks.waited >= settings.patience:
             break
-        torch.manual_seed(int(context.chance(settings, 9, step).integers(2**62)))  # dropout
-        batch = labelled_batch(context, labelled, table, settings, 2, step, mirror=networks.mirror)
-        text, image, masks, known = networks.embeddings[batch.text], batch.image, batch.masks, batch.known
-        student.train()
-        generator.train()
-        losses: dict[str, Tensor] = {}
-        losses["L_text_generator"], _ = mask_supervision(generator, image, text, masks, known, networks.foreground)
-        if settings.mode == "labelled_only" or not context.study.unlabelled:
-            losses["L_sup"] = masked_dice_bce(student(image), masks, known)
-        else:
-            rng = context.chance(settings, 3, step)
-            pairs, wanted = sample_unlabelled(context.study, context.bank, settings.batch_size, rng)
-            mine = context.share(settings.batch_size)
-            case_ids, wanted = [case_id for case_id, _ in pairs], wanted[mine]
-            mirrored = mirror_some(context, CaseNoise((settings.seed, 3, step), case_ids), networks.mirror)
-            seen = networks.embeddings[table.rows(case_ids, rng, mirrored.tolist())[mine]]
-            noise = CaseNoise((settings.seed, 3, step, 1), case_ids, mine)
-            slabs = context.bank.slabs(pairs[mine]).to(context.device)
-            weak, _ = weak_view(slabs, None, noise, mirrored[mine], context.flip_axis or 2)
-            targets = networks.targets(context, weak, seen)
-            strong, targets = cut_mix(strong_intensity(weak, noise), targets, noise)
-            on_labelled, on_unlabelled = student(torch.cat([image, strong])).split([len(image), len(strong)])
-            losses["L_sup"] = masked_dice_bce(on_labelled, masks, known)
-            trust = consistency_weight(step, settings.steps, settings.ramp_up)
-            losses |= _consistency(on_unlabelled, targets, wanted.to(context.device), settings, trust)
-        total = torch.stack(list(losses.values())).sum()
-        context.optimise(total, [student, generator], optimiser, settings, step, settings.steps)
+        losses = yield from _learn(context, networks, student, generator, optimiser, drawn, settings, step)
         follow(networks.teacher, networks.student, step, settings.ema_decay)
         follow(networks.generator_teacher, networks.generator, step, settings.ema_decay)
+        watch.see(step, losses, drawn.labelled.case_ids)
         means.add(losses)
-        if clock.due() or step + 1 == settings.steps:
+        last = step + 1 == settings.steps
+        if clock.due() or last:
+            watch.check()
+            found = means.take() | {"waiting for data": round(ahead.waited / max(1e-9, clock.seconds), 4)}
             yield Progress(
-                stage="training",
-                step=step + 1,
-                steps=settings.steps,
-                losses=means.take(),
-                seconds_left=clock.left(step + 1),
+                stage="training", step=step + 1, steps=settings.steps, losses=found, seconds_left=clock.left(step + 1)
             )
-        if held_out and ((step + 1) % settings.validate_every == 0 or step + 1 == settings.steps):
-            yield _validate(context, networks, table, held_out, settings, step + 1)
+        if held_out and ((step + 1) % settings.validate_every == 0 or last):
+            yield from _validate(context, networks, table, held_out, settings, step + 1)
+            if context.accelerator.is_main_process:
+                _picture(context, networks, drawn, step + 1)
         if (step + 1) % settings.checkpoint_every == 0 and context.accelerator.is_main_process:
+            watch.check()
             save_checkpoint(context.run.path, step + 1, networks.parts(), optimiser, networks.notes())
+
+
+def _learn(
+    context: Context,
+    networks: Networks,
+    student: nn.Module,
+    generator: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    drawn: _Batch,
+    settings: TrainSettings,
+    step: int,
+) -> Generator[AnyEvent, None, dict[str, Tensor]]:
+    """One update. Where a GPU's memory does not hold the batch it goes through in parts, their gradients summed."""
+    while True:
+        try:
+            optimiser.zero_grad()
+            found = _accumulate(context, networks, student, generator, drawn, settings, step)
+            break
+        except torch.OutOfMemoryError:
+            size = len(drawn.labelled.image) // networks.batch_parts
+            if size < 2 or context.processes > 1:
+                raise
+            networks.batch_parts *= 2
+            torch.cuda.empty_cache()
+            yield Note(
+                level="warning",
+                text=f"The GPU's memory does not hold a batch of {size}: it goes through in halves of {size // 2} from "
+                "here on; the effective batch stays the same.",
+            )
+    context.update([student, generator], optimiser, settings, step, settings.steps)
+    return found
+
+
+def _accumulate(
+    context: Context,
+    networks: Networks,
+    student: nn.Module,
+    generator: nn.Module,
+    drawn: _Batch,
+    settings: TrainSettings,
+    step: int,
+) -> dict[str, Tensor]:
+    """Gradients of one batch, part by part; the mean of each loss."""
+    student.train()
+    generator.train()
+    parts, sums = networks.batch_parts, Means()
+    each = -(-len(drawn.labelled.image) // parts)
+    for part in range(parts):
+        torch.manual_seed(int(context.chance(settings, _DROPOUT + part, step).integers(2**62)))  # feature dropout
+        rows = slice(part * each, (part + 1) * each)
+        labelled = drawn.labelled.part(rows).to(context.device)
+        unlabelled = None if drawn.unlabelled is None else drawn.unlabelled.part(rows).to(context.device)
+        losses = step_losses(networks, student, generator, labelled, unlabelled, settings, step, context)
+        context.backward(torch.stack(list(losses.values())).sum() / parts)
+        sums.add(losses)
+    return sums.mean()
+
+
+def step_losses(
+    networks: Networks,
+    student: nn.Module,
+    generator: nn.Module,
+    labelled: LabelledBatch,
+    unlabelled: UnlabelledBatch | None,
+    settings: TrainSettings,
+    step: int,
+    context: Context,
+) -> dict[str, Tensor]:
+    """L_sup + r(k)·⅓·(L_pseudo + L_text + L_merged) + the generator's loss, term by term."""
+    text = networks.embeddings[labelled.text]
+    losses: dict[str, Tensor] = {}
+    losses["L_text_generator"], _ = mask_supervision(
+        generator, labelled.slab, text, labelled.named, labelled.known, networks.foreground
+    )
+    if unlabelled is None:
+        return losses | {"L_sup": masked_dice_bce(student(labelled.image), labelled.masks, labelled.known, summed)}
+    with_text = networks.embeddings[unlabelled.text] if settings.mode == "text_guided" else None
+    targets = [mixed(target, unlabelled.box) for target in networks.targets(context, unlabelled.weak, with_text)]
+    count = len(labelled.image), len(unlabelled.strong)
+    on_labelled, on_unlabelled = student(torch.cat([labelled.image, unlabelled.strong])).split(count)
+    losses["L_sup"] = masked_dice_bce(on_labelled, labelled.masks, labelled.known, summed)
+    trust = settings.unlabelled_weight * consistency_weight(step, settings.steps, settings.ramp_up)
+    return losses | _consistency(on_unlabelled, targets, unlabelled.wanted, settings, trust)
 
 
 def _consistency(
     logits: Tensor, targets: list[Tensor], wanted: Tensor, settings: TrainSettings, trust: float
 ) -> dict[str, Tensor]:
     """r(k)·⅓·(L_pseudo + L_text + L_merged); without text the pseudo-label alone carries the weight."""
-    teacher_probs, text_probs, merged_probs = targets
-    pseudo = confident_bce(logits, teacher_probs, settings.confidence, wanted)
+    pseudo = confident_bce(logits, targets[0], settings.confidence, wanted, summed)
     if settings.mode == "image_only":
         return {"L_pseudo": trust * pseudo}
+    _, text_probs, merged_probs = targets
     return {
         "L_pseudo": trust / 3 * pseudo,
-        "L_text": trust / 3 * soft_dice_bce(logits, text_probs, wanted),
-        "L_merged": trust / 3 * soft_dice_bce(logits, merged_probs, wanted),
+        "L_text": trust / 3 * soft_dice_bce(logits, text_probs, wanted, summed),
+        "L_merged": trust / 3 * soft_dice_bce(logits, merged_probs, wanted, summed),
     }
 
 
@@ -183,17 +236,21 @@ def _validate(
     held_out: list[LabelledCase],
     settings: TrainSettings,
     step: int,
-) -> Validation:
+) -> Iterator[AnyEvent]:
     """Dice on cases no network trained on; refits α there when they are enough, and keeps the best weights."""
     found = list(
         case_logits(context, held_out, networks.teacher, networks.generator_teacher, table, networks.embeddings)
     )
-    if settings.merge == "gated" and enough(held_out, len(context.study.names)):
+    if enough(held_out, len(context.study.names)):
         networks.calibration = "validation cases"
-        networks.text_weights = fit_text_weights(found, len(context.study.names))
+        if settings.merge == "gated":
+            networks.text_weights = fit_text_weights(found, len(context.study.names))
+        networks.expected_dice = fit_expected_dice(found, networks.text_weights)
     dices = mean_dices(found, context.study.names, networks.text_weights)
     networks.keep_if_best(dices)
-    return validation_event(step, dices)
+    yield validation_event(step, dices)
+    if networks.waited >= settings.patience and step < settings.steps:
+        yield Note(text=f"Stopped after {step} steps: the validation Dice no longer rises.")
 
 
 def validation_event(step: int, dices: dict[str, dict[str, float]]) -> Validation:
@@ -202,39 +259,25 @@ def validation_event(step: int, dices: dict[str, dict[str, float]]) -> Validatio
 
 
 def _before(
-    context: Context, base: AmvlmModel, held_out: list[LabelledCase], study: Study, table: TextTable
+    context: Context, model: AmvlmModel | None, held_out: list[LabelledCase], table: TextTable
 ) -> dict[str, dict[str, float]]:
-    """The base model's Dice on the validation cases, where it knows the same structures."""
-    known = [structure.name for structure in base.card.structures]
-    if base.student is None or known != study.names or not held_out:
+    """An earlier model's Dice on the validation cases, where it has the same structures and the same image size."""
+    names = context.study.names
+    if model is None or model.student is None or not held_out or model.image_size != context.bank.size:
         return {}
-    base.to(context.device).eval()
+    if [structure.name for structure in model.card.structures] != names:
+        return {}
+    model.to(context.device).eval()
     with torch.no_grad():
-        embeddings = base.vlm.embed_prompt(table.texts)
-    found = list(case_logits(context, held_out, base.student, base.generator, table, embeddings))
-    return mean_dices(found, study.names, [structure.text_weight for structure in base.card.structures])
+        embeddings = model.vlm.embed_prompt(table.texts)
+    found = list(case_logits(context, held_out, model.student, model.generator, table, embeddings))
+    return mean_dices(found, names, [structure.text_weight for structure in model.card.structures])
 
 
-def _notes(study: Study, held_out: list[LabelledCase], settings: TrainSettings) -> Iterator[Note]:
-    if not study.captions and settings.mode == "text_guided":
-        yield Note(text="No reports: each structure's own prompt is used as the text of every case.")
-    if not held_out:
-        yield Note(
-            level="warning",
-            text="No validation case is labelled, so the last weights are kept and quality is not measured. "
-            "Accept a few cases of the validation split.",
-        )
-    if not study.unlabelled and settings.mode != "labelled_only":
-        yield Note(text="Every training case is labelled: there is nothing left to learn from without labels.")
-
-
-def _config(study: Study, settings: TrainSettings, name: str, base: str, precision: str) -> dict[str, object]:
-    return {
-        "job": "train",
-        "model": name,
-        "base": base,
-        "settings": settings.model_dump(mode="json"),
-        "precision": precision,
-        "revisions": [revision.revision_id for revision in study.snapshot.revisions],
-        "data_fingerprint": study.fingerprint,
-    }
+def _picture(context: Context, networks: Networks, drawn: _Batch, step: int) -> None:
+    """What teacher, text mask and their merge say of the batch at hand, as the student is to learn it."""
+    if drawn.unlabelled is None:
+        return
+    shown = drawn.unlabelled.part(slice(0, 8)).to(context.device)
+    targets = networks.targets(context, shown.weak, networks.embeddings[shown.text])
+    training_picture(context.run.path, shown.weak, targets, step)

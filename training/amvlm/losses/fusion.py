@@ -13,11 +13,11 @@ def merged_logits(teacher_logits: Tensor, text_mask_logits: Tensor, text_weight:
 
     Parameters
     ----------
-    teacher_logits, text_mask_logits : Tensor, (B, S, H, W), unbounded
+    teacher_logits, text_mask_logits : Tensor, (B, S, H, W) or (B, S, planes, H, W), unbounded
     text_weight : Tensor (S,) or float, α in [0, 1]
     """
     if isinstance(text_weight, Tensor):
-        text_weight = text_weight.to(teacher_logits)[:, None, None]
+        text_weight = text_weight.to(teacher_logits).reshape(-1, *(1,) * (teacher_logits.ndim - 2))
     return torch.lerp(
         teacher_logits.float(),
         text_mask_logits.float(),

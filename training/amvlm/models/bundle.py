@@ -22,7 +22,8 @@ from amvlm.errors import UserError
 from amvlm.imaging import write_bytes_atomically
 from amvlm.models.encoders import EncoderRecipe
 from amvlm.models.generator import TextMaskGenerator, build_generator
-from amvlm.models.student import build_student
+from amvlm.models.quality import ExpectedDice
+from amvlm.models.student import Student, build_student
 from amvlm.models.vlm import VisionLanguageModel
 from amvlm.text import mentions
 
@@ -40,6 +41,7 @@ class KnownStructure(BaseModel):
     prior: float = Field(0.05, description="foreground fraction of slices in training", gt=0, lt=1)
     text_weight: float = Field(0.5, description="α of the merged mask", ge=0, le=1)
     calibration: Literal["uncalibrated", "validation cases", "cross-fit"] = "uncalibrated"
+    expected_dice: ExpectedDice | None = Field(None, description="what a merged mask's signs foretell")
 
     def matches(self, prompt: str) -> bool:
         """True for the structure's own wording, or a prompt that contains its name as words."""
@@ -85,7 +87,7 @@ class _Architecture(BaseModel):
     generator: GeneratorSettings
     student: StudentSettings | None
     prior: float
-    format: int = 2
+    format: int = 3
 
 
 @dataclass
@@ -95,7 +97,7 @@ class AmvlmModel:
     vlm: VisionLanguageModel
     generator: TextMaskGenerator
     generator_settings: GeneratorSettings
-    student: nn.Module | None
+    student: Student | None
     student_settings: StudentSettings | None
     card: ModelCard
     prior: float = 0.05

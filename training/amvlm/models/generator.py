@@ -10,10 +10,10 @@ import math
 
 import torch
 import torch.nn.functional as F
-from monai.networks.nets import UNet
 from torch import Tensor, nn
 
 from amvlm.config import GeneratorSettings
+from amvlm.models.backbones import basic_unet, unet
 from amvlm.models.vlm import VisionLanguageModel
 
 
@@ -80,13 +80,14 @@ class FilmUNet(TextMaskGenerator):
 
     def __init__(self, settings: GeneratorSettings, text_size: int, prior: float) -> None:
         super().__init__()
-        channels = settings.channels
-        self.unet = UNet(
-            spatial_dims=2, in_channels=5 if settings.position else 3, out_channels=settings.features,
-            channels=channels, strides=(2,) * (len(channels) - 1), num_res_units=2, norm="batch",
-        )  # fmt: skip
+        inputs, channels = 5 if settings.position else 3, settings.channels
+        self.unet = (
+            basic_unet(inputs, channels)
+            if settings.network == "basic_unet"
+            else unet(2, inputs, channels, (2,) * (len(channels) - 1))
+        )
         self.position = settings.position
-        width = settings.features + (2 if settings.position else 0)
+        width = channels[0] + (2 if settings.position else 0)
         self.film = nn.Sequential(nn.Linear(_TEXT_AXES, 128), nn.GELU(), nn.Linear(128, 2 * width))
         self.read = nn.Parameter(torch.randn(width) / math.sqrt(width))
         self.bias = nn.Parameter(torch.tensor(math.log(prior / (1 - prior))))

@@ -1,6 +1,6 @@
 """The label store: the contract between viewer and trainer."""
 
-from amvlm.store.records import Case, Mark, Revision, Snapshot, Source, State, Structure
+from amvlm.store.records import Case, Mark, Quality, Revision, Snapshot, Source, State, Structure
 from amvlm.store.store import LabelStore
 from amvlm.store.verify import Finding, verify
 
@@ -9,6 +9,7 @@ __all__ = [
     "Finding",
     "LabelStore",
     "Mark",
+    "Quality",
     "Revision",
     "Snapshot",
     "Source",

@@ -30,3 +30,8 @@ def original_names(store_id: str) -> dict[str, str]:
     except (OSError, ValueError):
         return {}
     return {str(key): str(value) for key, value in names.items()} if isinstance(names, dict) else {}
+
+
+def forget_names(store_id: str) -> None:
+    """Delete a store's private list, for a store that is gone."""
+    _file(store_id).unlink(missing_ok=True)

@@ -77,6 +77,38 @@ class Revision:
 
 
 @dataclass(frozen=True)
+class Quality:
+    """What a model's pseudo-label of a case and structure looks like (METHOD §5); the newest model's replaces older.
+
+    Parameters
+    ----------
+    expected_dice : float in [0, 1], or None
+        Calibrated on cases that no network trained on; None where nothing could be calibrated.
+    agreement, soft_dice, confidence, foreground : float in [0, 1]
+    entropy : float, bits per voxel of the mask
+    components : int
+    flags : tuple of str
+        What to look at first.
+    distance : float or None
+        1 − cosine to the nearest judged case's image embedding.
+    """
+
+    case_id: str
+    structure: str
+    model_fingerprint: str
+    expected_dice: float | None
+    agreement: float
+    soft_dice: float
+    confidence: float
+    entropy: float
+    foreground: float
+    components: int
+    flags: tuple[str, ...]
+    distance: float | None
+    time: str = ""
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """The labels as they stood at one moment: the accepted and absent revisions a run learns from."""
 

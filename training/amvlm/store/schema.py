@@ -2,7 +2,28 @@
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+QUALITY = """
+CREATE TABLE quality (
+    case_id TEXT NOT NULL REFERENCES case_ (case_id),
+    structure TEXT NOT NULL REFERENCES structure (name),
+    model_fingerprint TEXT NOT NULL,
+    expected_dice REAL,
+    agreement REAL NOT NULL,
+    soft_dice REAL NOT NULL,
+    confidence REAL NOT NULL,
+    entropy REAL NOT NULL,
+    foreground REAL NOT NULL,
+    components INTEGER NOT NULL,
+    flags TEXT NOT NULL,
+    distance REAL,
+    time TEXT NOT NULL,
+    PRIMARY KEY (case_id, structure)
+);
+"""
+MIGRATIONS = {1: QUALITY}
+"""What turns an index of a version into one of the next."""
 
 TABLES = """
 CREATE TABLE meta (schema_version INTEGER NOT NULL, store_id TEXT NOT NULL);
@@ -79,3 +100,4 @@ CREATE TABLE consumed (
     PRIMARY KEY (run, revision_id)
 );
 """
+TABLES += QUALITY

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import getpass
 import hashlib
@@ -20,8 +21,8 @@ from numpy.typing import NDArray
 from amvlm.errors import UserError
 from amvlm.imaging import Volume, read_volume
 from amvlm.store.masks import MaskFolder
-from amvlm.store.records import Case, Mark, Revision, Snapshot, Source, Split, State, Structure
-from amvlm.store.schema import SCHEMA_VERSION, TABLES
+from amvlm.store.records import Case, Mark, Quality, Revision, Snapshot, Source, Split, State, Structure
+from amvlm.store.schema import MIGRATIONS, SCHEMA_VERSION, TABLES
 
 COLOURS = ("#e6550d", "#3182bd", "#31a354", "#756bb1", "#d6a400", "#d6336c", "#17a2b8", "#8c6d31")
 _REVISION = (
@@ -57,6 +58,8 @@ class LabelStore:
                 version, self.store_id = connection.execute("SELECT schema_version, store_id FROM meta").fetchone()
         except (sqlite3.DatabaseError, TypeError) as error:
             raise UserError("the index is damaged", file=self._index, remedy="Restore it from a backup.") from error
+        while version in MIGRATIONS:
+            version = self._migrate(version)
         if version != SCHEMA_VERSION:
             raise UserError(
                 f"the study is of version {version}, this program reads version {SCHEMA_VERSION}",
@@ -76,6 +79,16 @@ class LabelStore:
             connection.executescript("PRAGMA synchronous=FULL;" + TABLES)
             connection.execute("INSERT INTO meta VALUES (?, ?)", (SCHEMA_VERSION, uuid.uuid4().hex))
         return cls(folder)
+
+    def _migrate(self, version: int) -> int:
+        """Bring the index one version forward; another process may have done it meanwhile."""
+        with self._write() as connection:
+            (now,) = connection.execute("SELECT schema_version FROM meta").fetchone()
+            if now == version:
+                for statement in MIGRATIONS[version].split(";"):
+                    connection.execute(statement)
+                connection.execute("UPDATE meta SET schema_version = ?", (version + 1,))
+            return int(max(now, version + 1))
 
     # -- transactions ---------------------------------------------------------------------------------
 
@@ -329,6 +342,27 @@ class LabelStore:
         with self._read() as connection:
             rows = connection.execute("SELECT case_id, structure, mask_sha256 FROM reference").fetchall()
         return {(case_id, structure): sha256 for case_id, structure, sha256 in rows}
+
+    def save_quality(self, found: Iterable[Quality]) -> None:
+        """Keep what was seen of pseudo-labels, replacing what an earlier model gave."""
+        rows = [
+            (
+                q.case_id, q.structure, q.model_fingerprint, q.expected_dice, q.agreement, q.soft_dice, q.confidence,
+                q.entropy, q.foreground, q.components, json.dumps(q.flags), q.distance, q.time or _now(),
+            )
+            for q in found
+        ]  # fmt: skip
+        with self._write() as connection:
+            connection.executemany(f"INSERT OR REPLACE INTO quality VALUES ({', '.join('?' * 13)})", rows)
+
+    def quality(self) -> dict[tuple[str, str], Quality]:
+        """(case id, structure) → what the newest look at its pseudo-label gave."""
+        with self._read() as connection:
+            rows = connection.execute("SELECT * FROM quality").fetchall()
+        names = [field.name for field in dataclasses.fields(Quality)]  # the table's columns, in their order
+        kept = (dict(zip(names, row, strict=True)) for row in rows)
+        found = (Quality(**{**values, "flags": tuple(json.loads(values["flags"]))}) for values in kept)
+        return {(q.case_id, q.structure): q for q in found}
 
     def save_draft(self, case_id: str, structure: str, slices: Mapping[int, NDArray[np.uint8]]) -> None:
         """Autosave the touched slices, indexed along the last storage axis, each of shape (I, J)."""

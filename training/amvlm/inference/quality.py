@@ -1,0 +1,114 @@
+"""Which pseudo-labels are good, and which case to label next (METHOD §5)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amvlm.errors import UserError
+from amvlm.inference.evaluate import default_device, prompt_of
+from amvlm.inference.session import Session
+from amvlm.models import AmvlmModel
+from amvlm.store import LabelStore, Quality
+from amvlm.store.records import Split
+
+Order = Literal["worst", "disagreement", "diverse", "random"]
+ORDERS: tuple[Order, ...] = ("worst", "disagreement", "diverse", "random")
+
+
+def assess(
+    model: AmvlmModel,
+    store: LabelStore,
+    split: Split = "train",
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Quality]:
+    """Look at the pseudo-label of every case and structure that nobody judged yet, and keep what is seen in the store.
+
+    Raises
+    ------
+    UserError
+        If the model makes no predictions, or knows none of the study's structures.
+    """
+    known = [structure.name for structure in model.card.structures]
+    names = [structure.name for structure in store.structures()]
+    structures = [structure for structure in store.structures() if structure.name in known]
+    if model.student is None or not structures:
+        raise UserError(
+            f"this model predicts {model.card.known_names() if model.student else 'nothing'}; the study has "
+            f"{', '.join(names) or 'no structure'}",
+            remedy="Choose a model that was trained on this study.",
+        )
+    captions, states = store.captions(), store.states()
+    judged = {r.case_id for r in store.snapshot().revisions}
+    cases, found, embeddings = store.cases(split), [], {}
+    for done, case in enumerate(cases):
+        open_structures = [s for s in structures if states.get((case.case_id, s.name), "unknown") in _OPEN]
+        if open_structures or case.case_id in judged:
+            session = Session(model, store.read_image(case), default_device())
+            embeddings[case.case_id] = session.image_embedding()
+        for structure in open_structures:
+            signs = session.signs(prompt_of(case, structure, captions))
+            own = model.card.structure_of(structure.prompt)
+            if signs is not None and own is not None:
+                expected = None if own.expected_dice is None else round(own.expected_dice.of(signs), 4)
+                found.append(
+                    Quality(
+                        case.case_id, structure.name, model.fingerprint, expected, **dataclasses.asdict(signs),
+                        flags=signs.flags(), distance=None,
+                    )
+                )  # fmt: skip
+        if progress is not None:
+            progress(done + 1, len(cases))
+    found = _with_distance(found, embeddings, judged)
+    store.save_quality(found)
+    return found
+
+
+_OPEN = ("unknown", "draft", "skipped")
+
+
+def _with_distance(
+    found: Sequence[Quality], embeddings: dict[str, NDArray[np.float32]], judged: set[str]
+) -> list[Quality]:
+    """How far each case lies from the judged ones, when the farthest are taken first (k-centre greedy).
+
+    A case's distance is measured to the judged cases and to those that come before it in that order, so sorting by
+    it gives the order itself.
+    """
+    waiting = sorted({q.case_id for q in found})
+    if not waiting:
+        return list(found)
+    points = np.stack([embeddings[case_id] for case_id in waiting])
+    centres = [embeddings[case_id] for case_id in sorted(judged) if case_id in embeddings]
+    nearest = 1 - (points @ np.stack(centres).T).max(1) if centres else np.full(len(points), 2.0)
+    distance: dict[str, float] = {}
+    for _ in waiting:
+        farthest = int(np.argmax(nearest))
+        distance[waiting[farthest]] = float(nearest[farthest])
+        nearest = np.where(np.isneginf(nearest), nearest, np.minimum(nearest, 1 - points @ points[farthest]))
+        nearest[farthest] = -np.inf
+    return [dataclasses.replace(q, distance=round(distance[q.case_id], 5)) for q in found]
+
+
+def queue(found: Sequence[Quality], order: Order = "worst", seed: int = 0) -> list[str]:
+    """Case ids, the one to label next first; of several structures the worst counts.
+
+    ``worst`` expects the lowest Dice, ``disagreement`` has text mask and prediction farthest apart, ``diverse`` lies
+    farthest from what is judged, ``random`` is the control.
+    """
+    waiting = sorted({q.case_id for q in found})
+    if order == "random":
+        return [waiting[int(index)] for index in np.random.default_rng(seed).permutation(len(waiting))]
+    score: dict[str, float] = {}
+    for q in found:
+        value = {
+            "worst": q.soft_dice if q.expected_dice is None else q.expected_dice,
+            "disagreement": q.agreement,
+            "diverse": -(q.distance or 0.0),
+        }[order]
+        score[q.case_id] = min(value, score.get(q.case_id, np.inf))
+    return sorted(waiting, key=lambda case_id: (score[case_id], case_id))
