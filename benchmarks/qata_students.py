@@ -112,22 +112,24 @@ def run(work: Path, arm: str, seed: int, given: argparse.Namespace) -> None:
     )
     settings = TrainSettings(
         steps=given.steps, batch_size=given.batch_size, seed=seed, precision="bf16", threads=given.threads,
-        validate_every=given.steps // 4, checkpoint_every=10**6, **chosen,
+        validate_every=given.steps // 4, checkpoint_every=10**6, unlabelled_weight=given.unlabelled_weight,
+        targets=given.targets, confidence=given.confidence, **chosen,
     )  # fmt: skip
     name, began = f"student-{given.size}-{kind}-{seed}", time.time()
     shutil.rmtree(store.folder / "models" / name, ignore_errors=True)
     waiting = consume(train(store, base, settings, RunFolder.new(store.folder), name))
     seconds = time.time() - began
     model = AmvlmModel.load(store.folder / "models" / name)
+    label = " ".join(filter(None, (arm, given.label)))
     line = {
-        "arm": arm, "seed": seed, "size": given.size, "steps": given.steps, "batch": given.batch_size,
+        "arm": label, "seed": seed, "size": given.size, "steps": given.steps, "batch": given.batch_size,
         "labelled": model.card.labelled_cases, "seconds": round(seconds), "waiting for data": waiting,
         "text weight": model.card.structures[0].text_weight, "validation": model.card.validation,
         "found": measure(model, store, given.limit),
     }  # fmt: skip
     with (work / f"students-{given.size}.jsonl").open("a") as stream:
         stream.write(json.dumps(line) + "\n")
-    print(arm, seed, round(seconds), "s", _short(line["found"]), flush=True)
+    print(label, seed, round(seconds), "s", _short(line["found"]), flush=True)
 
 
 def _short(found: dict[str, Any]) -> dict[str, Any]:
@@ -264,6 +266,10 @@ def main() -> None:
     second.add_argument("--threads", type=int, default=0)
     second.add_argument("--size", type=int, default=112, help="side of the network's input, px")
     second.add_argument("--generator-steps", type=int, default=900)
+    second.add_argument("--unlabelled-weight", type=float, default=1.0)
+    second.add_argument("--targets", choices=["three", "merged"], default="three")
+    second.add_argument("--confidence", type=float, default=0.9)
+    second.add_argument("--label", default="", help="added to the arm's name in the results")
     third = commands.add_parser("table")
     third.add_argument("work", type=Path)
     third.add_argument("--size", type=int, default=112)

@@ -54,7 +54,7 @@ def open_run(
     held_out = load_labelled(bank, study.names, study.validation)
     if resume:
         known = run.read_config()
-        precision, threads = str(known["precision"]), int(known["threads"])
+        precision, threads = str(known["precision"]), int(known.get("threads") or torch.get_num_threads())
     else:
         precision, threads = choose_compute(settings, build_student(settings.student, len(study.names)), bank.size)
     torch.set_num_threads(threads)

@@ -34,12 +34,9 @@ def fastest(network: nn.Module, image: torch.Tensor, precisions: list[str], thre
     for round_ in range(3):
         for precision, count in best:
             torch.set_num_threads(count)
-            began = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-                loss = network(image).float().square().mean()
-            torch.autograd.grad(loss, [p for p in network.parameters() if p.requires_grad], allow_unused=True)
+            seconds = _seconds_of_a_step(network, image, precision)
             if round_:
-                best[precision, count] = min(best[precision, count], time.perf_counter() - began)
+                best[precision, count] = min(best[precision, count], seconds)
     torch.set_num_threads(before)
     chosen = next(iter(best))
     for other, seconds in best.items():
@@ -62,6 +59,14 @@ def start_accelerator(settings: LoopSettings, precision: str) -> Accelerator:
             remedy="Choose a batch size that their number divides.",
         )
     return accelerator
+
+
+def _seconds_of_a_step(network: nn.Module, image: torch.Tensor, precision: str) -> float:
+    began = time.perf_counter()
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        loss = network(image).float().square().mean()
+    torch.autograd.grad(loss, [p for p in network.parameters() if p.requires_grad], allow_unused=True)
+    return time.perf_counter() - began
 
 
 def choose_compute(settings: LoopSettings, network: Student, size: int) -> tuple[str, int]:

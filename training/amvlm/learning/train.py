@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from amvlm.config import TrainSettings
+from amvlm.errors import UserError
 from amvlm.events import AnyEvent, Finished, Note, Progress, Validation
 from amvlm.learning.augment import mixed
 from amvlm.learning.batches import LabelledBatch, UnlabelledBatch, labelled_batch, unlabelled_batch
@@ -147,10 +148,13 @@ def _learn(
             optimiser.zero_grad()
             found = _accumulate(context, networks, student, generator, drawn, settings, step)
             break
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as error:
             size = len(drawn.labelled.image) // networks.batch_parts
             if size < 2 or context.processes > 1:
-                raise
+                raise UserError(
+                    f"the GPU's memory does not hold a batch of {size}",
+                    remedy="Choose a smaller batch or network, or --device cpu; the last checkpoint is kept.",
+                ) from error
             networks.batch_parts *= 2
             torch.cuda.empty_cache()
             yield Note(
@@ -218,6 +222,8 @@ def _consistency(
     logits: Tensor, targets: list[Tensor], wanted: Tensor, settings: TrainSettings, trust: float
 ) -> dict[str, Tensor]:
     """r(k)·⅓·(L_pseudo + L_text + L_merged); without text the pseudo-label alone carries the weight."""
+    if settings.mode == "text_guided" and settings.targets == "merged":
+        return {"L_merged": trust * confident_bce(logits, targets[2], settings.confidence, wanted, summed)}
     pseudo = confident_bce(logits, targets[0], settings.confidence, wanted, summed)
     if settings.mode == "image_only":
         return {"L_pseudo": trust * pseudo}
