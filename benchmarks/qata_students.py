@@ -113,7 +113,7 @@ def run(work: Path, arm: str, seed: int, given: argparse.Namespace) -> None:
     settings = TrainSettings(
         steps=given.steps, batch_size=given.batch_size, seed=seed, precision="bf16", threads=given.threads,
         validate_every=given.steps // 4, checkpoint_every=10**6, unlabelled_weight=given.unlabelled_weight,
-        targets=given.targets, confidence=given.confidence, **chosen,
+        targets=given.targets, **chosen,
     )  # fmt: skip
     name, began = f"student-{given.size}-{kind}-{seed}", time.time()
     shutil.rmtree(store.folder / "models" / name, ignore_errors=True)
@@ -267,8 +267,7 @@ def main() -> None:
     second.add_argument("--size", type=int, default=112, help="side of the network's input, px")
     second.add_argument("--generator-steps", type=int, default=900)
     second.add_argument("--unlabelled-weight", type=float, default=1.0)
-    second.add_argument("--targets", choices=["three", "merged"], default="three")
-    second.add_argument("--confidence", type=float, default=0.9)
+    second.add_argument("--targets", choices=["merged", "three"], default="merged")
     second.add_argument("--label", default="", help="added to the arm's name in the results")
     third = commands.add_parser("table")
     third.add_argument("work", type=Path)

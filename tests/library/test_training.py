@@ -153,7 +153,7 @@ BLOCKS = StudentSettings(dimensions=3, planes=8, channels=(4, 8))
 
 
 def test_a_3d_student_trains_predicts_and_resumes(judged_store: LabelStore, build_model: Builder) -> None:
-    settings = TrainSettings(**{**SMALL, "student": BLOCKS, "mode": "text_guided"})
+    settings = TrainSettings(**{**SMALL, "student": BLOCKS, "mode": "text_guided", "targets": "three"})
     events = run_training(judged_store, build_model(names=NAMES), settings)
     losses = {name for e in events if isinstance(e, Progress) for name in e.losses}
     assert {"L_sup", "L_pseudo", "L_text", "L_merged", "L_text_generator"} <= losses
@@ -244,6 +244,16 @@ def test_without_captions_training_is_image_only_and_says_so(judged_store: Label
     losses = {name for e in events if isinstance(e, Progress) for name in e.losses}
     assert "L_pseudo" in losses
     assert "L_text" not in losses
+
+
+def test_the_hard_merged_mask_is_the_target_unless_three_are_wanted(
+    judged_store: LabelStore, build_model: Builder
+) -> None:
+    for targets, names in (("merged", {"L_merged"}), ("three", {"L_pseudo", "L_text", "L_merged"})):
+        settings = TrainSettings(**SMALL, mode="text_guided", targets=targets)
+        events = run_training(judged_store, build_model(names=NAMES), settings)
+        losses = {name for e in events if isinstance(e, Progress) for name in e.losses}
+        assert losses - {"L_sup", "L_text_generator", "waiting for data"} == names
 
 
 def test_the_next_round_is_compared_on_the_same_cases(judged_store: LabelStore, build_model: Builder) -> None:

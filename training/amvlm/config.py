@@ -151,10 +151,10 @@ class TrainSettings(LoopSettings):
     captions: Captions = Field("true", title="Captions in training", description="shuffled and empty are the controls")
     ema_decay: float = Field(0.99, title="Teacher's EMA decay", ge=0, lt=1)
     ramp_up: float = Field(0.3, title="Ramp-up (share of steps)", gt=0, le=1)
-    targets: Literal["three", "merged"] = Field(
-        "three",
-        title="Targets of text-guided training",
-        description="three: pseudo-label, text mask and merge, a third each; merged: hard where the merge is sure",
+    targets: Literal["merged", "three"] = Field(
+        "merged",
+        title="Targets from unlabelled cases",
+        description="merged: the merged mask, hard; three: confident pseudo-label, text mask and merge, a third each",
     )
     confidence: float = Field(0.9, title="Pseudo-label confidence", ge=0.5, lt=1)
     unlabelled_weight: float = Field(1.0, title="Weight of the unlabelled cases", ge=0, le=10)

@@ -181,7 +181,7 @@ def _accumulate(
     parts, sums = networks.batch_parts, Means()
     each = -(-len(drawn.labelled.image) // parts)
     for part in range(parts):
-        torch.manual_seed(int(context.chance(settings, _DROPOUT + part, step).integers(2**62)))  # feature dropout
+        torch.manual_seed(int(context.chance(settings, _DROPOUT + 100 * part, step).integers(2**62)))  # feature dropout
         rows = slice(part * each, (part + 1) * each)
         labelled = drawn.labelled.part(rows).to(context.device)
         unlabelled = None if drawn.unlabelled is None else drawn.unlabelled.part(rows).to(context.device)
@@ -201,7 +201,7 @@ def step_losses(
     step: int,
     context: Context,
 ) -> dict[str, Tensor]:
-    """L_sup + r(k)·⅓·(L_pseudo + L_text + L_merged) + the generator's loss, term by term."""
+    """L_sup + what the unlabelled cases teach + the generator's loss, term by term."""
     text = networks.embeddings[labelled.text]
     losses: dict[str, Tensor] = {}
     losses["L_text_generator"], _ = mask_supervision(
@@ -221,9 +221,14 @@ def step_losses(
 def _consistency(
     logits: Tensor, targets: list[Tensor], wanted: Tensor, settings: TrainSettings, trust: float
 ) -> dict[str, Tensor]:
-    """r(k)·⅓·(L_pseudo + L_text + L_merged); without text the pseudo-label alone carries the weight."""
-    if settings.mode == "text_guided" and settings.targets == "merged":
-        return {"L_merged": trust * confident_bce(logits, targets[2], settings.confidence, wanted, summed)}
+    """r(k)·L_merged on hard labels, or METHOD's r(k)·⅓·(L_pseudo + L_text + L_merged).
+
+    Without text the teacher's pseudo-label alone carries the weight.
+    """
+    if settings.targets == "merged":
+        hard = (targets[-1] > 0.5).float()  # of teacher, text mask, merge; without text of the teacher
+        name = "L_merged" if settings.mode == "text_guided" else "L_pseudo"
+        return {name: trust * masked_dice_bce(logits, hard, wanted, summed)}
     pseudo = confident_bce(logits, targets[0], settings.confidence, wanted, summed)
     if settings.mode == "image_only":
         return {"L_pseudo": trust * pseudo}
