@@ -29,10 +29,13 @@ def curves(events: list[object], into: Path) -> None:
         left.plot([e.step for e in reports], [e.losses.get(name, 0.0) for e in reports], label=name)
     found = [e for e in events if isinstance(e, Validation)]
     for kind, label in (("student", "prediction"), ("text_mask", "text mask"), ("merged", "merged")):
-        means = [sum(getattr(e, kind).values()) / len(getattr(e, kind)) for e in found]
-        right.plot([e.step for e in found], means, marker="o", label=label)
+        means = {e.step: sum(getattr(e, kind).values()) / len(getattr(e, kind)) for e in found}
+        before = means.pop(0, None)
+        (line,) = right.plot(means.keys(), means.values(), marker="o", label=label)
+        if before is not None:
+            right.axhline(before, linestyle=":", color=line.get_color(), label=f"{label}, model in use so far")
     left.set(xlabel="step", ylabel="loss")
-    right.set(xlabel="step", ylabel="Dice on 6 validation cases", ylim=(0.5, 0.9))
+    right.set(xlabel="step", ylabel="Dice on 6 validation cases", ylim=(0.6, 0.9))
     for axes in (left, right):
         axes.legend(frameon=False)
         axes.grid(alpha=0.3)

@@ -25,7 +25,7 @@ from napari_amvlm.controller import Controller
 from napari_amvlm.layers import LABEL
 
 PROMPT = "anterior hippocampus"
-STEPS = 900
+STEPS = 1500
 TIMEOUT_S = 600.0
 
 

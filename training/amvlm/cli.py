@@ -327,7 +327,7 @@ def export(
 @app.command()
 def demo(
     seed: Annotated[int, typer.Option(help="of the training")] = 0,
-    steps: Annotated[int, typer.Option(min=1, help="training steps")] = 900,
+    steps: Annotated[int, typer.Option(min=1, help="training steps")] = 1500,
     output: Annotated[Path | None, typer.Option("--json", help="also write the table as JSON")] = None,
 ) -> None:
     """Run the whole loop on the bundled study, without a window."""
