@@ -26,7 +26,7 @@ from amvlm.models import AmvlmModel
 from amvlm.models.grounding import otsu_mask, patch_similarity
 from amvlm.store import Case, LabelStore
 from amvlm.store.records import Split
-from amvlm.text import Side, class_derangement, one_level, one_sided, swap_sides
+from amvlm.text import Side, class_derangement, low_side, one_level, one_sided, swap_sides
 
 KS = (1, 5, 10)
 _BATCH = 32
@@ -263,7 +263,7 @@ class _PromptTests:
 
     def __init__(self, model: AmvlmModel, zero_shot: bool) -> None:
         self._model, self._zero_shot = model, zero_shot
-        self._low_side: Side = "left" if model.card.laterality == "patient" else "right"
+        self._low_side = low_side(model.card.laterality)
         self.overlaps: list[Overlap] = []
         self.shares: list[float] = []
         self._one_word: list[float] = []

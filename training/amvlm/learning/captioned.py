@@ -16,7 +16,7 @@ from amvlm.learning.batches import shuffled_order
 from amvlm.learning.slices import SliceBank
 from amvlm.learning.study import LabelledCase, Study
 from amvlm.losses import positive_pairs
-from amvlm.text import Side, normalise_caption, swap_sides, view_key, written_caption
+from amvlm.text import Side, low_side, normalise_caption, swap_sides, view_key, written_caption
 
 BAG = 4
 _SMALL, _LARGE = 0.02, 0.10
@@ -60,8 +60,8 @@ class CaptionedImages:
             own = frozenset(text for (owner, _), text in study.captions.items() if owner == case_id)
             place = 0 if bank.depth(case_id) == 1 else None
             if case_id in judged and (place is None or not own):
-                low: Side = "left" if case.laterality == "patient" else "right"
-                self.items += _written(judged[case_id], study.names, low if both_sides else None)
+                low = low_side(case.laterality) if both_sides else None
+                self.items += _written(judged[case_id], study.names, low)
             elif not own and reported:
                 own = frozenset(normalise_caption(structure.prompt) for structure in study.structures)
                 self.without_caption += 1
@@ -87,15 +87,15 @@ class CaptionedImages:
         return [own[int(rng.integers(len(own)))] for own in chosen]
 
 
-def _written(judged: LabelledCase, names: list[str], low_side: Side | None) -> Iterator[CaptionedImage]:
-    """Captions of every slice that shows a structure; ``low_side`` is whose side lies low on the first axis."""
+def _written(judged: LabelledCase, names: list[str], lower: Side | None) -> Iterator[CaptionedImage]:
+    """Captions of every slice that shows a structure; ``lower`` is whose side lies low on the first axis."""
     for z in judged.slices_with_structure:
-        captions = {_describe(name, judged, s, int(z), low_side) for s, name in enumerate(names) if judged.areas[s, z]}
+        captions = {_describe(name, judged, s, int(z), lower) for s, name in enumerate(names) if judged.areas[s, z]}
         for text in sorted(captions):
             yield CaptionedImage(judged.case_id, int(z), text, frozenset(captions))
 
 
-def _describe(name: str, judged: LabelledCase, structure: int, z: int, low_side: Side | None) -> str:
+def _describe(name: str, judged: LabelledCase, structure: int, z: int, lower: Side | None) -> str:
     """Level is the slice's place in its volume, or the finding's place in a picture; size is relative to the
     structure's largest slice, or to a picture's area."""
     mask: NDArray[np.uint8] = np.asarray(judged.masks[structure][z])
@@ -109,9 +109,9 @@ def _describe(name: str, judged: LabelledCase, structure: int, z: int, low_side:
         size = ("small", "medium", "large")[min(2, int(3 * share))]
     level = ("lower", "middle", "upper")[min(2, third)]
     side: Side | None = None
-    if low_side is not None:
+    if lower is not None:
         low = rows.mean() < (mask.shape[0] - 1) / 2
-        side = low_side if low else "right" if low_side == "left" else "left"
+        side = lower if low else "right" if lower == "left" else "left"
     return written_caption(name, count=int(label(mask, return_num=True)[1]), level=level, size=size, side=side)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from amvlm.imaging.halves import half
 from amvlm.learning.study import Study
-from amvlm.text import Side, normalise_caption, one_sided, swap_sides, without_count
+from amvlm.text import Side, low_side, normalise_caption, one_sided, swap_sides, without_count
 
 PLAIN_PROMPT_SHARE = 0.2
 WITHOUT_COUNT_SHARE = 0.25
@@ -23,9 +23,7 @@ class TextTable:
     def __init__(self, study: Study) -> None:
         self._study = study
         self._prompts = [normalise_caption(s.prompt) for s in study.structures]
-        self._low_side: dict[str, Side] = {
-            case_id: "left" if case.laterality == "patient" else "right" for case_id, case in study.cases.items()
-        }
+        self._low_side = {case_id: low_side(case.laterality) for case_id, case in study.cases.items()}
         variants = [v for text in dict.fromkeys(study.captions.values()) for v in _variants(text)]
         found = dict.fromkeys([*self._prompts, *study.captions.values(), *variants])
         self.texts = list(dict.fromkeys([*found, *map(swap_sides, found)]))

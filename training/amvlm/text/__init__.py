@@ -2,16 +2,17 @@
 
 from amvlm.text.captions import (
     MAX_PROMPT_CHARACTERS,
+    Side,
     checked_prompt,
     class_derangement,
     for_model_side,
+    low_side,
     mentions,
     names_a_side,
     normalise_caption,
     swap_sides,
 )
 from amvlm.text.views import (
-    Side,
     caption_view,
     clauses_of,
     names_a_place,
@@ -30,6 +31,7 @@ __all__ = [
     "class_derangement",
     "clauses_of",
     "for_model_side",
+    "low_side",
     "mentions",
     "names_a_place",
     "names_a_side",

@@ -11,6 +11,8 @@ import numpy as np
 
 from amvlm.errors import UserError
 
+Side = Literal["left", "right"]
+
 MAX_PROMPT_CHARACTERS = 2000
 _SIDES = {"left": "right", "right": "left", "leftmost": "rightmost", "rightmost": "leftmost",
           "leftward": "rightward", "rightward": "leftward", "dextral": "sinistral", "sinistral": "dextral"}  # fmt: skip
@@ -66,6 +68,14 @@ def names_a_side(text: str) -> bool:
 def for_model_side(prompt: str, laterality: Literal["patient", "image"]) -> str:
     """The person's words (patient's sides) as the model expects them: swapped for one trained on image sides."""
     return swap_sides(prompt) if laterality == "image" else prompt
+
+
+def low_side(laterality: Literal["patient", "image"]) -> Side:
+    """Which side the low indices of a canonical volume's first axis show, in such captions' words.
+
+    Canonical is RAS+: they are the patient's left, which a radiological picture shows on its right.
+    """
+    return "left" if laterality == "patient" else "right"
 
 
 def class_derangement(captions: Sequence[str], seed: int) -> dict[str, str]:

@@ -7,9 +7,8 @@ from typing import Literal
 
 from numpy.random import Generator as Rng
 
-from amvlm.text.captions import names_a_side, normalise_caption, swap_sides
+from amvlm.text.captions import Side, names_a_side, normalise_caption, swap_sides
 
-Side = Literal["left", "right"]
 _SYNONYMS = (
     ("pulmonary infection", "lung infection", "infection of the lung"),
     ("unilateral", "one-sided"),
