@@ -31,6 +31,12 @@ def command(store: LabelStore, name: str, steps: int, dimensions: int, resume: b
     ]  # fmt: skip
 
 
+def _steps_reported(folder: Path) -> int:
+    """How often the run has said how far training is."""
+    path = folder / "events.jsonl"
+    return path.read_text("utf-8").count('"stage":"training"') if path.is_file() else 0
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=10)
@@ -52,13 +58,14 @@ def main() -> None:
                 command(store, "broken", given.steps, given.dimensions, resume), stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )  # fmt: skip
-            folder, began = store.folder / "runs" / "broken", time.monotonic()
+            folder = store.folder / "runs" / "broken"
             if kills < given.kills:
-                while not resume and not list(folder.glob("checkpoint-*/state.json")) and process.poll() is None:
-                    time.sleep(0.05)  # before the first checkpoint there is nothing to resume
-                while resume and time.monotonic() - began < 4 and process.poll() is None:
+                seen = _steps_reported(folder)
+                while _steps_reported(folder) == seen and process.poll() is None:
                     time.sleep(0.05)  # loading
-                time.sleep(chance.uniform(0, 3))
+                while not list(folder.glob("checkpoint-*/state.json")) and process.poll() is None:
+                    time.sleep(0.05)  # before the first checkpoint there is nothing to resume
+                time.sleep(chance.uniform(0, 2))
             else:
                 process.wait()
             if process.poll() is not None:

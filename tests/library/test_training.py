@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -317,6 +318,30 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     with run:
         events = list(train(judged_store, build_model(names=NAMES), TrainSettings(**SMALL), run, "full", resume=True))
     assert isinstance(events[-1], Finished)
+
+
+def test_a_killed_run_goes_on_from_the_command_line(judged_store: LabelStore, build_model: Builder) -> None:
+    """With the bundled model as its base, which the run's config names by the card."""
+    common = [sys.executable, "-m", "amvlm", "train", str(judged_store.folder), "--run-name", "r", "--name", "m"]
+    small = ["--steps", "200", "--batch-size", "2", "--checkpoint-every", "2", "--network", "unet", "--channels", "8"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([*common, *small, "--channels", "16", "--device", "cpu"], env=environment) as process:
+        folder = judged_store.folder / "runs" / "r"
+        while not list(folder.glob("checkpoint-*/state.json")) and process.poll() is None:
+            time.sleep(0.05)
+        process.kill()
+    assert not (judged_store.folder / "models" / "m").exists()
+    config = json.loads((folder / "config.json").read_text())
+    assert config["base"] == "hippocampus-demo"
+    config["settings"]["steps"] = int(checkpoint.checkpoints(folder)[-1].name[-7:]) + 2  # not all 200 here
+    (folder / "config.json").write_text(json.dumps(config))
+    subprocess.run([*common, "--resume"], check=True, timeout=240, env=environment)
+    assert AmvlmModel.load(judged_store.folder / "models" / "m").student is not None
+    build_model(names=NAMES).save(judged_store.folder / "models" / "other")
+    refused = subprocess.run(
+        [*common, "--resume", "--model", "other"], capture_output=True, text=True, check=False, env=environment
+    )
+    assert "began with another model" in refused.stderr
 
 
 def test_two_checkpoints_are_kept(judged_store: LabelStore, build_model: Builder) -> None:

@@ -102,7 +102,7 @@ def pretrain(
         if resume:
             config = folder.read_config()
             settings, name = PretrainSettings(**config["settings"]), str(config["model"])
-            base = str(config["base"])
+            base = base or str(config["base"])
         start = AmvlmModel.load(find_model(base, opened)) if base else None
         events = run_pretraining(opened, settings, folder, name or f"base-{folder.name}", resume, start)
         follow(events, folder)
@@ -129,7 +129,8 @@ def train(
     with folder:
         if resume:
             config = folder.read_config()
-            settings, name, model = TrainSettings(**config["settings"]), str(config["model"]), str(config["base"])
+            settings, name = TrainSettings(**config["settings"]), str(config["model"])
+            model = model or str(config["base"])
         base, last = base_model(opened, model), model_in_use(opened)
         events = run_training(
             opened, AmvlmModel.load(base), settings, folder, name or f"model-{folder.name}", resume,

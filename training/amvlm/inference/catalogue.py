@@ -24,13 +24,15 @@ def available_models(store: LabelStore | None) -> dict[str, Path]:
 
 
 def find_model(name: str, store: LabelStore | None = None) -> Path:
-    """A model by its name in the study, "bundled", or a folder; "" is the newest.
+    """A model by its name in the study, "bundled" (or that model's own name), or a folder; "" is the newest.
 
     Raises
     ------
     UserError
         If there is none.
     """
+    from amvlm.models.bundle import read_card
+
     models = available_models(store)
     if not name and models:
         return next(iter(models.values()))
@@ -38,6 +40,8 @@ def find_model(name: str, store: LabelStore | None = None) -> Path:
         return models[name]
     if name and (Path(name) / "card.json").is_file():
         return Path(name)
+    if BUNDLED in models and name == read_card(models[BUNDLED]).name:
+        return models[BUNDLED]
     if not name:
         raise UserError("there is no model yet", remedy="Make one with: amvlm pretrain STUDY, then amvlm train STUDY")
     raise UserError(f"there is no model {Path(name).name!r}", remedy=f"There are: {', '.join(models) or 'none'}.")

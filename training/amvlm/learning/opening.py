@@ -54,6 +54,12 @@ def open_run(
     held_out = load_labelled(bank, study.names, study.validation)
     if resume:
         known = run.read_config()
+        if known.get("base_fingerprint", base.fingerprint) != base.fingerprint:
+            raise UserError(
+                f"this run began with another model than this {base.card.name!r}",
+                file=run.path,
+                remedy="Name the one that it began with: --model FOLDER",
+            )
         precision, threads = str(known["precision"]), int(known.get("threads") or torch.get_num_threads())
     else:
         precision, threads = choose_compute(settings, build_student(settings.student, len(study.names)), bank.size)
@@ -62,7 +68,7 @@ def open_run(
     if context.accelerator.is_main_process:
         run.write_config(
             {
-                "job": "train", "model": name, "base": base.card.name,
+                "job": "train", "model": name, "base": base.card.name, "base_fingerprint": base.fingerprint,
                 "settings": settings.for_the_record().model_dump(mode="json"),
                 "precision": precision, "threads": threads, "data_fingerprint": study.fingerprint,
                 "revisions": [revision.revision_id for revision in study.snapshot.revisions],
