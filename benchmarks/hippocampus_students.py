@@ -80,7 +80,8 @@ def run(given: argparse.Namespace, arm: str, seed: int) -> None:
     )
     student = StudentSettings(dimensions=3, channels=(16, 32, 64, 128)) if kind.endswith("3d") else StudentSettings()
     settings = TrainSettings(
-        steps=given.steps, batch_size=32 if kind.endswith("3d") else 8, seed=seed, precision="bf16",
+        steps=given.steps, batch_size=32 if kind.endswith("3d") else 8, seed=seed,
+        precision="fp32" if kind.endswith("3d") else "bf16",
         threads=given.threads, student=student, checkpoint_every=10**6, **MODES[kind.removesuffix("3d")],
     )  # fmt: skip
     name, began = f"{kind}-{seed}", time.time()

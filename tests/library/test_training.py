@@ -179,6 +179,16 @@ def test_a_3d_student_refuses_pictures(picture_store: LabelStore, build_model: B
         run_training(picture_store, build_model(names=("nodule",)), TrainSettings(**{**SMALL, "student": BLOCKS}))
 
 
+def test_a_3d_student_on_a_cpu_computes_in_fp32(judged_store: LabelStore, build_model: Builder) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU, where bf16 is right in three dimensions")
+    changed = {**SMALL, "student": BLOCKS, "steps": 1, "device": "auto"}
+    with pytest.raises(UserError, match="cannot be trained in bf16 on a CPU"):
+        run_training(judged_store, build_model(names=NAMES), TrainSettings(**{**changed, "precision": "bf16"}))
+    events = run_training(judged_store, build_model(names=NAMES), TrainSettings(**{**changed, "precision": "auto"}))
+    assert next(e.precision for e in events if isinstance(e, Started)) == "fp32"
+
+
 def test_blocks_hold_their_slices_and_their_masks(judged_store: LabelStore) -> None:
     study = open_study(judged_store)
     bank = SliceBank(judged_store, 32)

@@ -70,11 +70,27 @@ def _seconds_of_a_step(network: nn.Module, image: torch.Tensor, precision: str) 
 
 
 def choose_compute(settings: LoopSettings, network: Student, size: int) -> tuple[str, int]:
-    """Precision and CPU threads: the settings', else bf16 on a GPU that has it, and measured on a CPU."""
+    """Precision and CPU threads: the settings', else bf16 on a GPU that has it, and measured on a CPU.
+
+    In three dimensions a CPU computes in fp32: the weight gradient of torch's bf16 convolution (2.13) reads memory that
+    nobody wrote where a block is small, 2 × 8 × 8 for example.
+
+    Raises
+    ------
+    UserError
+        If bf16 is wanted for a 3-D student on a CPU.
+    """
     threads = settings.threads or torch.get_num_threads()
     if settings.device == "auto" and torch.cuda.is_available():
         able = "bf16" if torch.cuda.is_bf16_supported() else "fp32"
         return able if settings.precision == "auto" else settings.precision, threads
+    if network.settings.dimensions == 3:
+        if settings.precision == "bf16":
+            raise UserError(
+                "a 3-D student cannot be trained in bf16 on a CPU: the gradients are wrong there",
+                remedy="Choose --precision fp32 (or auto).",
+            )
+        settings = settings.model_copy(update={"precision": "fp32"})
     precisions: list[str] = ["bf16", "fp32"] if settings.precision == "auto" else [settings.precision]
     counts = [threads] if settings.threads or threads == 1 else [threads, 1]
     if len(precisions) * len(counts) == 1:
