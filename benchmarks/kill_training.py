@@ -26,7 +26,8 @@ def command(store: LabelStore, name: str, steps: int, dimensions: int, resume: b
     own = [] if dimensions == 2 else ["--dimensions", "3", "--planes", "8", "--channels", "8", "--channels", "16"]
     return [
         sys.executable, "-m", "amvlm", "train", str(store.folder), "--model", "bundled", "--name", name, "--run-name",
-        name, "--steps", str(steps), "--precision", "bf16" if dimensions == 2 else "fp32", "--threads", "1", "--checkpoint-every", "7",
+        name, "--steps", str(steps), "--precision", "bf16" if dimensions == 2 else "fp32", "--threads", "1",
+        "--checkpoint-every", "7",
         "--validate-every", "20", "--mode", "text_guided", *own, *(["--resume"] if resume else []),
     ]  # fmt: skip
 
