@@ -129,7 +129,8 @@ class TrainingController(QObject):
                 )
                 if event.stage == "training":
                     for name, value in event.losses.items():
-                        panel.losses.add(name, event.step, value)
+                        if name.startswith("L_"):  # not what else a run reports, such as its wait for data
+                            panel.losses.add(name, event.step, value)
             case Validation():
                 self._show_validation(event)
             case Note(level="warning") if panel is not None:
