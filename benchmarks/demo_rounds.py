@@ -15,22 +15,17 @@ import tempfile
 from pathlib import Path
 from statistics import mean
 
+from experts import accept_expert_masks
+
 from amvlm.config import TrainSettings
 from amvlm.events import Validation
 from amvlm.inference import bundled_model_folder, evaluate
 from amvlm.learning import train
 from amvlm.models import AmvlmModel
 from amvlm.sample import copy_sample_study
-from amvlm.store import LabelStore
 from amvlm.store.runs import RunFolder
 
 ROUNDS = (5, 8, 13, 22)
-
-
-def accept(store: LabelStore, case_id: str) -> None:
-    references = store.references()
-    for structure in store.structures():
-        store.accept(case_id, structure.name, store.masks.read(references[case_id, structure.name]).array)
 
 
 def main() -> None:
@@ -44,14 +39,12 @@ def main() -> None:
     for seed in given.seeds:
         with tempfile.TemporaryDirectory() as folder:
             store = copy_sample_study(Path(folder) / "study")
-            for case in store.cases("val")[:6]:
-                accept(store, case.case_id)
+            accept_expert_masks(store, [case.case_id for case in store.cases("val")[:6]])
             pool = [c.case_id for c in store.cases("train") if not store.history(c.case_id, store.structures()[0].name)]
             previous: AmvlmModel | None = None
             for labelled in ROUNDS:
                 have = len({r.case_id for r in store.snapshot().revisions if store.case(r.case_id).split == "train"})
-                for case_id in pool[: labelled - have]:
-                    accept(store, case_id)
+                accept_expert_masks(store, pool[: labelled - have])
                 pool = pool[labelled - have :]
                 settings = TrainSettings(
                     steps=given.steps, seed=seed, precision="bf16", threads=given.threads, checkpoint_every=10**6

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from experts import accept_expert_masks
 
 from amvlm.config import EncoderSettings, GeneratorSettings, StudentSettings, TrainSettings
 from amvlm.exchange import import_study
@@ -54,13 +55,9 @@ def study(source: Path, work: Path, labels: int, seed: int) -> LabelStore:
         (work / "cache").mkdir(exist_ok=True)
         (folder / "cache").symlink_to(work / "cache")
         store = LabelStore(folder)
-        references = store.references()
         cases = store.cases("train")
-        for index in np.random.default_rng(100 + seed).permutation(len(cases))[:labels]:
-            for structure in store.structures():
-                key = (cases[int(index)].case_id, structure.name)
-                if key in references:
-                    store.accept(*key, store.masks.read(references[key]).array)
+        chosen = np.random.default_rng(100 + seed).permutation(len(cases))[:labels]
+        accept_expert_masks(store, [cases[int(index)].case_id for index in chosen])
     return LabelStore(folder)
 
 

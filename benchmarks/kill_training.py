@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from experts import accept_expert_masks
 from safetensors.torch import load_file
 
 from amvlm.models.bundle import read_card
@@ -48,10 +49,7 @@ def main() -> None:
     chance = random.Random(given.seed)
     with tempfile.TemporaryDirectory() as temporary:
         store = copy_sample_study(Path(temporary) / "study")
-        for case in store.cases("val")[:6]:
-            for structure in store.structures():
-                reference = store.references()[case.case_id, structure.name]
-                store.accept(case.case_id, structure.name, store.masks.read(reference).array)
+        accept_expert_masks(store, [case.case_id for case in store.cases("val")[:6]])
         subprocess.run(command(store, "whole", given.steps, given.dimensions, False), check=True, capture_output=True)
         kills, without, last, resume = 0, 0, -1, False
         while True:

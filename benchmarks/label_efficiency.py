@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from experts import accept_expert_masks
 
 from amvlm.config import EncoderSettings, PretrainSettings, TrainSettings
 from amvlm.exchange import import_study
@@ -69,9 +70,7 @@ def prepare(source: Path, work: Path) -> None:
     )  # type: ignore[arg-type]
     import_study(subset / "Val_Folder", template, structure=STRUCTURE, split="test")
     store = LabelStore(template)
-    references = store.references()
-    for case in store.cases("val"):
-        store.accept(case.case_id, STRUCTURE, store.masks.read(references[case.case_id, STRUCTURE]).array)
+    accept_expert_masks(store, [case.case_id for case in store.cases("val")])
     settings = PretrainSettings(
         steps=300, generator_steps=0, precision="bf16", encoders=EncoderSettings(image_size=56), css_weight=0,
         local_weight=0, icl_weight=0,

@@ -31,11 +31,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import mannwhitneyu, spearmanr
 
 from amvlm.config import Captions, EncoderSettings, PretrainSettings, TrainSettings
 from amvlm.events import AnyEvent, Progress
 from amvlm.exchange import import_study
+from amvlm.imaging import canonical_mask
 from amvlm.inference import Session
 from amvlm.inference.evaluate import KINDS, prompt_of
 from amvlm.learning import pretrain, train
@@ -152,7 +153,7 @@ def measure(model: AmvlmModel, store: LabelStore, limit: int) -> dict[str, Any]:
         masks = session.segment_volume(prompt)
         key = (case.case_id, structure.name)
         mask = store.masks.read(references[key]).array if key in references else store.read_mask(revisions[key[0]])
-        truth = torch.from_numpy(np.ascontiguousarray(_canonical(mask, session))) > 0
+        truth = torch.from_numpy(np.ascontiguousarray(canonical_mask(mask, session.volume))) > 0
         for kind in KINDS:
             overlaps[kind].append(Overlap.of(torch.from_numpy(masks[kind] > 127), truth))
         signs = session.signs(prompt)
@@ -175,16 +176,8 @@ def measure(model: AmvlmModel, store: LabelStore, limit: int) -> dict[str, Any]:
     return found
 
 
-def _canonical(mask: np.ndarray, session: Session) -> np.ndarray:
-    from amvlm.imaging import canonical_mask
-
-    return canonical_mask(mask, session.volume)
-
-
 def auroc(score: list[float], positive: list[bool]) -> float:
     """Area under the ROC curve by ranks (Mann-Whitney); ties count half."""
-    from scipy.stats import mannwhitneyu
-
     first = [s for s, p in zip(score, positive, strict=True) if p]
     second = [s for s, p in zip(score, positive, strict=True) if not p]
     return float(mannwhitneyu(first, second).statistic / (len(first) * len(second))) if first and second else 0.5

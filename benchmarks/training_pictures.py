@@ -13,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from experts import accept_expert_masks
 from matplotlib import pyplot
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -50,10 +51,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         store = copy_sample_study(Path(folder) / "study")
-        for case in store.cases("val")[:6]:
-            for structure in store.structures():
-                reference = store.references()[case.case_id, structure.name]
-                store.accept(case.case_id, structure.name, store.masks.read(reference).array)
+        accept_expert_masks(store, [case.case_id for case in store.cases("val")[:6]])
         subprocess.run(
             [
                 sys.executable, "-m", "amvlm", "train", str(store.folder), "--run-name", "shown", "--name", "shown",

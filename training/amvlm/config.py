@@ -50,6 +50,11 @@ class StudentSettings(Settings):
     )
     encoder_weights: str = Field("", title="Encoder weights", description="a local .safetensors file")
 
+    @property
+    def block(self) -> int:
+        """Slices of a block, as batches are drawn; 0 for single slices."""
+        return self.planes if self.dimensions == 3 else 0
+
 
 class LoopSettings(Settings):
     """What both training loops share."""

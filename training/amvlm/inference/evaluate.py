@@ -81,8 +81,7 @@ def evaluate(
     ]
     if not cases:
         raise UserError(f"no case of the split “{split}” has an expert mask", remedy="Choose another split.")
-    if limit:  # evenly chosen
-        cases = [cases[int(place)] for place in np.unique(np.linspace(0, len(cases) - 1, limit).round().astype(int))]
+    cases = evenly_chosen(cases, limit)
     for done, case in enumerate(cases):
         session = Session(model, store.read_image(case), default_device())
         found.case_ids.append(case.case_id)
@@ -97,6 +96,13 @@ def evaluate(
         if progress is not None:
             progress(done + 1, len(cases))
     return found
+
+
+def evenly_chosen(cases: list[Case], limit: int) -> list[Case]:
+    """At most ``limit`` of the cases, spread over all of them; 0 for all."""
+    if not limit:
+        return cases
+    return [cases[int(place)] for place in np.linspace(0, len(cases) - 1, min(limit, len(cases))).astype(int)]
 
 
 def prompt_of(case: Case, structure: Structure, captions: dict[str, list[tuple[str | None, str]]]) -> str:

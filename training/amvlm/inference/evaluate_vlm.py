@@ -19,7 +19,7 @@ from amvlm.errors import UserError
 from amvlm.imaging import canonical_mask
 from amvlm.imaging.halves import half
 from amvlm.imaging.resample import IntensityScale, SliceGrid, slabs
-from amvlm.inference.evaluate import default_device
+from amvlm.inference.evaluate import default_device, evenly_chosen
 from amvlm.losses import bag_similarity
 from amvlm.metrics import Overlap, Summary, summarise
 from amvlm.models import AmvlmModel
@@ -155,11 +155,11 @@ def evaluate_vlm(
     """
     device = default_device()
     model.to(device).eval()
-    cases = [case for case in store.cases(split) if case.case_id in store.captions()]
+    captioned = store.captions()
+    cases = [case for case in store.cases(split) if case.case_id in captioned]
     if not cases:
         raise UserError(f"no case of the split “{split}” has a caption", remedy="Choose another split.")
-    if limit:
-        cases = [cases[int(i)] for i in np.linspace(0, len(cases) - 1, min(limit, len(cases))).astype(int)]
+    cases = evenly_chosen(cases, limit)
     found = VlmEvaluation(model.card.name, split)
     tests: dict[str, _PromptTests] = {"zero-shot": _PromptTests(model, zero_shot=True)}
     if model.card.labelled_cases or model.generator_settings.form == "frozen_linear":

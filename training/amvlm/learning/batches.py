@@ -111,9 +111,10 @@ def labelled_batch(
 
 
 def unlabelled_batch(
-    context: Context, table: TextTable, settings: TrainSettings, stage: int, step: int, mirror: bool, planes: int = 0
+    context: Context, table: TextTable, settings: TrainSettings, stage: int, step: int, mirror: bool
 ) -> UnlabelledBatch:
     """Draw cases independently of the labelled ones; the strong view is the weak one changed and mixed."""
+    planes = settings.student.block
     rng = context.chance(settings, stage, step)
     count = block_count(settings.batch_size, planes, context.processes)
     mine = context.share(count)

@@ -71,12 +71,8 @@ class Context:
     ) -> None:
         """One update under warm-up and cosine, gradients clipped to norm 1; ``learning_rate`` 0 is the settings'."""
         optimiser.zero_grad()
-        self.backward(loss)
-        self.update(networks, optimiser, settings, step, steps, learning_rate)
-
-    def backward(self, loss: torch.Tensor) -> None:
-        """Add a loss's gradients."""
         self.accelerator.backward(loss)
+        self.update(networks, optimiser, settings, step, steps, learning_rate)
 
     def update(
         self,

@@ -64,9 +64,16 @@ def _fit(
         if context.stop_asked():
             return
         torch.manual_seed(int(context.chance(settings, 12 + fold, step).integers(2**62)))  # dropout
-        planes = networks.student.planes if settings.student.dimensions == 3 else 0
         batch = labelled_batch(
-            context, labelled, table, settings, 10 + fold, step, settings.side_prompts, networks.mirror, planes
+            context,
+            labelled,
+            table,
+            settings,
+            10 + fold,
+            step,
+            settings.side_prompts,
+            networks.mirror,
+            settings.student.block,
         ).to(context.device)
         text = networks.embeddings[batch.text]
         student.train()

@@ -94,16 +94,15 @@ def _loop(opened: Opened, networks: Networks, table: TextTable, resume: bool) ->
     if resume:
         first, notes = load_checkpoint(context.run.path, networks.parts(), optimiser)
         networks.restore(notes)
-    planes = networks.student.planes if settings.student.dimensions == 3 else 0
     alone = settings.mode == "labelled_only" or not context.study.unlabelled
 
     def draw(step: int) -> _Batch:
         return _Batch(
             labelled_batch(
                 context, opened.labelled, table, settings, _LABELLED, step,
-                side_prompts=settings.side_prompts, mirror=networks.mirror, planes=planes,
+                side_prompts=settings.side_prompts, mirror=networks.mirror, planes=settings.student.block,
             ),
-            None if alone else unlabelled_batch(context, table, settings, _UNLABELLED, step, networks.mirror, planes),
+            None if alone else unlabelled_batch(context, table, settings, _UNLABELLED, step, networks.mirror),
         )  # fmt: skip
 
     clock, means, watch = Clock(settings.steps, first), Means(), FiniteWatch()
@@ -186,7 +185,7 @@ def _accumulate(
         labelled = drawn.labelled.part(rows).to(context.device)
         unlabelled = None if drawn.unlabelled is None else drawn.unlabelled.part(rows).to(context.device)
         losses = step_losses(networks, student, generator, labelled, unlabelled, settings, step, context)
-        context.backward(torch.stack(list(losses.values())).sum() / parts)
+        context.accelerator.backward(torch.stack(list(losses.values())).sum() / parts)
         sums.add(losses)
     return sums.mean()
 

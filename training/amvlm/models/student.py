@@ -46,7 +46,7 @@ class Student(nn.Module):
     @property
     def planes(self) -> int:
         """How many neighbouring slices the network reads: 3, or a block's."""
-        return 3 if self.settings.dimensions == 2 else self.settings.planes
+        return self.settings.block or 3
 
     def features(self, image: Tensor) -> Tensor:
         """(B, planes, H, W) → features at full resolution, (B, C, H, W) or (B, C, planes, H, W)."""
