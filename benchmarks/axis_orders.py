@@ -11,7 +11,7 @@ import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from amvlm.cli import main as amvlm
-from amvlm.imaging import Volume, read_volume, to_canonical, write_nifti
+from amvlm.imaging import Volume, read_volume, to_canonical, write_volume
 from amvlm.sample.study import first_scan
 
 
@@ -29,7 +29,7 @@ def main() -> None:
                 orientation = np.array(list(zip(axes, flips, strict=True)))
                 affine = scan.affine @ inv_ornt_aff(orientation, scan.shape)
                 other = Volume(apply_orientation(scan.array, orientation), affine)
-                write_nifti(source, other)
+                write_volume(source, other)
                 amvlm(["segment", str(source), "--prompt", arguments.prompt, "-o", str(output)])
                 mask = read_volume(output)
                 own_grid += mask.same_grid(other)

@@ -14,7 +14,7 @@ import pytest
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from amvlm.cli import main
-from amvlm.imaging import Volume, read_volume, write_nifti
+from amvlm.imaging import Volume, read_volume, write_volume
 from amvlm.sample.study import first_scan
 from amvlm.store import LabelStore
 
@@ -59,7 +59,7 @@ def test_48_orders_one_mask_in_world_space(tmp_path: Path) -> None:
     for number, axes in enumerate(itertools.permutations(range(3))):  # six orders, each with another flip
         orientation = np.array(list(zip(axes, flips[number], strict=True)))
         other = Volume(apply_orientation(scan.array, orientation), scan.affine @ inv_ornt_aff(orientation, scan.shape))
-        write_nifti(tmp_path / "scan.nii.gz", other)
+        write_volume(tmp_path / "scan.nii.gz", other)
         main(
             [
                 "segment",

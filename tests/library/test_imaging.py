@@ -24,7 +24,7 @@ from amvlm.imaging import (
     to_canonical,
     to_display,
     to_original,
-    write_nifti,
+    write_volume,
 )
 from amvlm.imaging.resample import IntensityScale, SliceGrid, slabs
 
@@ -110,7 +110,7 @@ def test_slabs_hold_the_neighbours_and_repeat_the_edges() -> None:
 def test_written_scans_read_back_by_nibabel(scan_path: Path, tmp_path: Path, suffix: str) -> None:
     volume = read_volume(scan_path)
     path = tmp_path / f"copy{suffix}"
-    write_nifti(path, volume)
+    write_volume(path, volume)
     image = nibabel.load(path)
     assert image.get_data_dtype() == volume.array.dtype
     assert np.array_equal(np.asarray(image.dataobj), volume.array)

@@ -71,6 +71,14 @@ def test_a_planted_import_of_napari_is_found(tmp_path: Path) -> None:
     assert lint() == 1
 
 
+def test_training_and_prompting_need_no_dicom_library(scan_path: Path) -> None:
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['SimpleITK', 'pydicom', 'highdicom', 'napari', 'qtpy']));"
+        "import amvlm.learning, amvlm.inference; from amvlm.imaging import read_volume; read_volume(sys.argv[1])"
+    )
+    subprocess.run([sys.executable, "-c", code, str(scan_path)], check=True)
+
+
 def test_the_manifest_is_valid() -> None:
     from npe2 import PluginManifest
 

@@ -143,22 +143,27 @@ def train(
 def segment(
     volume: Annotated[Path, typer.Argument(help="the scan", show_default=False)],
     prompt: Annotated[str, typer.Option(help="what to outline, in the patient's sides", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="the mask, .nii or .nii.gz", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="the mask: .nii.gz, .nii, .nrrd or .mha", show_default=False)
+    ],
     model: Annotated[str, typer.Option(help="a model folder")] = "bundled",
     source: Annotated[Literal["text", "prediction", "merged"], typer.Option(help="which mask")] = "text",
     threshold: Annotated[float, typer.Option(min=0, max=1, help="probability from which a voxel belongs to it")] = 0.5,
     volume_index: Annotated[int | None, typer.Option(help="which volume of a 4-D file, from 0")] = None,
+    series: Annotated[int | None, typer.Option(help="which series of a DICOM folder, from 0")] = None,
 ) -> None:
     """Outline a structure in a scan; the mask lies on the scan's own grid."""
     import numpy as np
 
-    from amvlm.imaging import Volume, check_nifti_target, read_volume, to_original, write_nifti
+    from amvlm.imaging import Volume, check_target, read_volume, to_original, write_volume
     from amvlm.inference import Session, find_model
     from amvlm.inference.evaluate import default_device
     from amvlm.models import AmvlmModel
 
-    check_nifti_target(output)
-    scan = read_volume(volume, volume_index)
+    check_target(output)
+    scan = read_volume(volume, volume_index, series)
+    for note in scan.notes:
+        console.print(f"[yellow]note[/] {note}", soft_wrap=True)
     session = Session(AmvlmModel.load(find_model(model)), scan, default_device())
     for warning in session.warnings(prompt):
         console.print(f"[yellow]note[/] {warning}", soft_wrap=True)
@@ -167,7 +172,7 @@ def segment(
     kind = {"text": "text mask", "prediction": "prediction", "merged": "merged"}[source]
     probs = session.segment_volume(prompt)[kind]
     mask = to_original((probs >= max(1, round(threshold * 255))).astype(np.uint8), scan)
-    write_nifti(output, Volume(np.ascontiguousarray(mask), scan.affine, scan.sides_known, scan.planar))
+    write_volume(output, Volume(np.ascontiguousarray(mask), scan.affine, scan.sides_known, scan.planar))
     voxels = int(mask.sum())
     typer.echo(f"{output.name}: {voxels:,} voxels, {voxels * scan.voxel_ml:.2f} ml")
 
@@ -317,12 +322,19 @@ def verify(store: StoreFolder) -> None:
 def export(
     store: StoreFolder,
     into: Annotated[Path, typer.Argument(help="a new folder", show_default=False)],
+    suffix: Annotated[str, typer.Option(help=".nii.gz, .nii, .nrrd or .mha")] = ".nii.gz",
+    dicom: Annotated[
+        Path | None, typer.Option(help="write DICOM SEG for the series in this folder, which the scans came from")
+    ] = None,
 ) -> None:
-    """Write every accepted label as NIfTI."""
-    from amvlm.exchange import export_labels
+    """Write every accepted label as NIfTI, NRRD, MetaImage or DICOM SEG."""
+    from amvlm.exchange import export_dicom_seg, export_labels
     from amvlm.store import LabelStore
 
-    typer.echo(f"{export_labels(LabelStore(store), into)} masks written.")
+    if dicom is not None:
+        typer.echo(f"{export_dicom_seg(LabelStore(store), dicom, into)} DICOM segmentations written.")
+    else:
+        typer.echo(f"{export_labels(LabelStore(store), into, suffix)} masks written.")
 
 
 @app.command()

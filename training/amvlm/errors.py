@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -24,3 +25,21 @@ class UserError(Exception):
         self.remedy = remedy
         subject = f"{self.file_name}: " if self.file_name else ""
         super().__init__(f"{subject}{what.rstrip('.')}." + (f" {remedy}" if remedy else ""))
+
+
+class ChoiceNeeded(UserError):  # noqa: N818 - not a mistake, a question
+    """A file or folder holds several scans: somebody has to say which.
+
+    Parameters
+    ----------
+    choices : sequence of str
+        One line each, in the order of their numbers (from 0).
+    kind : {"series", "volume"}
+        The argument of ``read_volume`` that takes the number.
+    """
+
+    def __init__(self, what: str, choices: Sequence[str], kind: str, file: str | Path | None = None) -> None:
+        self.choices = tuple(choices)
+        self.kind = kind
+        shown = "; ".join(f"{n}: {choice}" for n, choice in enumerate(self.choices[:20]))
+        super().__init__(what, file=file, remedy=f"Say which {kind}, by its number. {shown}.")

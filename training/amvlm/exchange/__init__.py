@@ -1,6 +1,6 @@
 """Studies in and out: other people's folder layouts, and ours."""
 
-from amvlm.exchange.exporting import export_labels
+from amvlm.exchange.exporting import export_dicom_seg, export_labels
 from amvlm.exchange.importing import ImportReport, import_study
 
-__all__ = ["ImportReport", "export_labels", "import_study"]
+__all__ = ["ImportReport", "export_dicom_seg", "export_labels", "import_study"]

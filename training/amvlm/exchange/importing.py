@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from amvlm.errors import UserError
+from amvlm.exchange.exporting import packed
 from amvlm.exchange.layouts import Item, Layout, read_layout
-from amvlm.imaging import Volume, nifti_bytes, read_volume, write_bytes_atomically
+from amvlm.imaging import Volume, read_volume, write_bytes_atomically
 from amvlm.store import Case, LabelStore
 from amvlm.store.names import remember_names
 from amvlm.store.records import Split
@@ -49,7 +50,7 @@ class ImportReport:
         if self.unused_captions:
             parts.append(f"{self.unused_captions} rows of the caption table name no image here")
         if 0 < self.patients < self.cases:
-            parts.append(f"{self.patients} patients by file name, none in two splits")
+            parts.append(f"{self.patients} patients, none in two splits")
         if self.refused:
             parts.append(f"{len(self.refused)} files were refused")
         return "; ".join(parts) + "."
@@ -69,7 +70,7 @@ def import_study(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> ImportReport:
-    """Import a folder (MSD, LViT or plain) or one image, in one transaction for the index.
+    """Import a folder (MSD, LViT, DICOM or plain) or one image, in one transaction for the index.
 
     Parameters
     ----------
@@ -114,9 +115,9 @@ def import_study(
     found: list[tuple[Case, Item, dict[str, str]]] = []
     for done, item in enumerate(layout.items):
         try:
-            volume = read_volume(item.image)
+            volume = item.read()
             mask_hashes = {} if masks == "ignore" else _masks_of(item, volume, layout, store)
-            content, suffix = _clean_copy(item.image, volume)
+            content, suffix = _clean_copy(item, volume)
         except UserError as error:
             report.refused.append(str(error))
             continue
@@ -127,7 +128,7 @@ def import_study(
         known.add(sha256)
         case_id = f"case-{first + len(cases):05d}"
         chosen: Split = (splits or {}).get(item.image.name) or (
-            _hashed_split(item.patient or item.image.name, has_masks) if split == "auto" else split
+            _hashed_split(item.patient or item.name, has_masks) if split == "auto" else split
         )
         case = Case(
             case_id, patients.setdefault(item.patient or case_id, case_id), chosen,
@@ -137,7 +138,7 @@ def import_study(
         )  # fmt: skip
         write_bytes_atomically(into / case.image_file, content)
         cases.append(case)
-        names[case_id] = item.image.name
+        names[case_id] = item.name
         found.append((case, item, mask_hashes))
         if progress is not None:
             progress(done + 1, len(layout.items))
@@ -195,19 +196,18 @@ def _hashed_split(name: str, has_masks: bool) -> Split:
     return found if has_masks or found != "test" else "train"
 
 
-def _clean_copy(path: Path, volume: Volume) -> tuple[bytes, str]:
+def _clean_copy(item: Item, volume: Volume) -> tuple[bytes, str]:
     """Bytes for the study: a volume as NIfTI of our own header, a picture as it came unless it carries words."""
     if not volume.planar:
-        import gzip
-
-        return gzip.compress(nifti_bytes(volume), 6, mtime=0), ".nii.gz"
-    with Image.open(path) as picture:
-        silent = {"loop", "background", "timestamp", "duration", "dpi", "gamma", "transparency"}
-        if picture.format in ("PNG", "WEBP") and set(picture.info) <= silent:
-            return path.read_bytes(), path.suffix.lower()
+        return packed(volume), ".nii.gz"
+    if item.image.suffix.lower() in (".png", ".webp"):
+        with Image.open(item.image) as picture:
+            silent = {"loop", "background", "timestamp", "duration", "dpi", "gamma", "transparency"}
+            if picture.format in ("PNG", "WEBP") and set(picture.info) <= silent:
+                return item.image.read_bytes(), item.image.suffix.lower()
     pixels = volume.array[:, :, 0].swapaxes(0, 1)
     stream = io.BytesIO()
-    if pixels.dtype.kind == "f":
+    if pixels.dtype not in (np.uint8, np.uint16):
         Image.fromarray(np.ascontiguousarray(pixels, dtype=np.float32)).save(stream, "TIFF")
         return stream.getvalue(), ".tif"
     Image.fromarray(np.ascontiguousarray(pixels)).save(stream, "PNG")

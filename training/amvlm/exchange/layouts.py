@@ -12,6 +12,8 @@ from typing import Any
 
 from amvlm.errors import UserError
 from amvlm.exchange.tables import CaptionTable, split_by_structure
+from amvlm.imaging import Volume, read_volume
+from amvlm.imaging.dicom import DicomSeries, find_series, is_dicom, read_series, series_of_file
 from amvlm.imaging.readers import is_image_name
 
 _IMAGE_FOLDERS = ("img", "images", "imgs", "imagestr")
@@ -34,17 +36,30 @@ MRSPINESEG = {
 class Item:
     """One image, its mask file if any, and its captions if any.
 
-    ``caption`` speaks of the whole image; ``by_structure`` holds one caption per structure instead. ``patient`` is the
-    part of the file name that several images of one patient share, "" where nothing tells.
+    ``caption`` speaks of the whole image; ``by_structure`` holds one caption per structure instead. ``patient`` is what
+    DICOM says, or the part of the file name that several images of one patient share; "" where nothing tells. Of a
+    DICOM series ``image`` is the folder.
     """
 
     image: Path
     mask: Path | None = None
     caption: str = ""
     by_structure: Mapping[str, str] = field(default_factory=dict)
+    series: DicomSeries | None = None
+
+    def read(self) -> Volume:
+        """The image; see :func:`amvlm.imaging.read_volume` for what is refused."""
+        return read_volume(self.image) if self.series is None else read_series(self.series)
+
+    @property
+    def name(self) -> str:
+        """How the person knows this image."""
+        return self.image.name + ("" if self.series is None else f" (series {self.series.number})")
 
     @property
     def patient(self) -> str:
+        if self.series is not None and self.series.patient:
+            return self.series.patient
         found = _PATIENT.match(self.image.name)
         return found.group(1).lower() if found else ""
 
@@ -85,10 +100,22 @@ def read_layout(source: Path, structure: str, labels: str = "") -> Layout:
     if not source.exists():
         raise UserError("there is no such folder", file=source, remedy="Check the name.")
     if source.is_file():
+        if not is_image_name(source.name) and is_dicom(source):
+            return Layout("DICOM", [Item(source.parent, series=series_of_file(source))])
         return Layout("one image", [Item(source)])
     if (source / "dataset.json").is_file():
         return _msd(source)
+    if items := _dicom_items(source):
+        return Layout("DICOM", items)
     return _pictures(source, structure or "target", labels)
+
+
+def _dicom_items(source: Path) -> list[Item]:
+    """Every series in a folder and its subfolders, where the folder itself holds no other kind of image."""
+    if _images(source) or _subfolder(source, _IMAGE_FOLDERS):
+        return []
+    folders = [source, *sorted(path for path in source.rglob("*") if path.is_dir() and not path.name.startswith("."))]
+    return [Item(folder, series=series) for folder in folders for series in find_series(folder)]
 
 
 def _msd(source: Path) -> Layout:

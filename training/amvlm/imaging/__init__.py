@@ -10,12 +10,12 @@ from amvlm.imaging.orientation import (
 )
 from amvlm.imaging.readers import read_volume
 from amvlm.imaging.volume import Volume
-from amvlm.imaging.writers import check_nifti_target, nifti_bytes, write_bytes_atomically, write_nifti
+from amvlm.imaging.writers import check_target, nifti_bytes, write_bytes_atomically, write_volume
 
 __all__ = [
     "Volume",
     "canonical_mask",
-    "check_nifti_target",
+    "check_target",
     "from_display",
     "nifti_bytes",
     "read_volume",
@@ -24,5 +24,5 @@ __all__ = [
     "to_display",
     "to_original",
     "write_bytes_atomically",
-    "write_nifti",
+    "write_volume",
 ]

@@ -6,6 +6,7 @@ flips gives one mask in world space; every result goes back onto the scan's own 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,13 +27,7 @@ def to_canonical(volume: Volume) -> Volume:
     """Return the volume with its axes permuted and flipped to nearest RAS+ (a view; no voxel changes)."""
     orientation = io_orientation(volume.affine)
     affine = volume.affine @ inv_ornt_aff(orientation, volume.shape)
-    return Volume(
-        apply_orientation(volume.array, orientation),
-        affine,
-        volume.sides_known,
-        volume.planar,
-        volume.modality,
-    )
+    return replace(volume, array=apply_orientation(volume.array, orientation), affine=affine)
 
 
 def to_original(canonical_array: NDArray[Any], original: Volume) -> NDArray[Any]:

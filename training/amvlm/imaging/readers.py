@@ -1,4 +1,4 @@
-"""Reading NIfTI and 2-D pictures to the last byte, refusing in words what cannot be trusted."""
+"""Reading scans to the last byte, refusing in words what cannot be trusted."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import gzip
 import io
 import warnings
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from amvlm.errors import UserError
+from amvlm.errors import ChoiceNeeded, UserError
+from amvlm.imaging.dicom import DICOM_SUFFIXES, find_series, is_dicom, read_series, series_of_file
+from amvlm.imaging.itk import ITK_SUFFIXES, read_itk
 from amvlm.imaging.volume import Volume
 
 PICTURE_SUFFIXES = (".png", ".tif", ".tiff", ".webp", ".jpg", ".jpeg", ".bmp")
@@ -26,19 +29,22 @@ _MAX_HEADER = 64 * 2**20
 
 
 def is_image_name(name: str) -> bool:
-    """True when the suffix is one that :func:`read_volume` takes."""
-    return name.lower().endswith((*NIFTI_SUFFIXES, *PICTURE_SUFFIXES))
+    """True when the suffix is one that :func:`read_volume` takes as one image (DICOM slices are not)."""
+    return name.lower().endswith((*NIFTI_SUFFIXES, *ITK_SUFFIXES, *PICTURE_SUFFIXES))
 
 
-def read_volume(path: str | Path, volume_index: int | None = None) -> Volume:
+def read_volume(path: str | Path, volume_index: int | None = None, series: int | None = None) -> Volume:
     """Read an image or mask.
 
     Parameters
     ----------
     path : str or Path
-        ``.nii``, ``.nii.gz``, or a 2-D picture (PNG, TIFF, WebP, JPEG, BMP).
+        NIfTI, NRRD, MetaImage, a 2-D picture (PNG, TIFF, WebP, JPEG, BMP), a DICOM folder, or one DICOM file: then
+        the whole series that it belongs to.
     volume_index : int, optional
-        Which volume of a 4-D NIfTI.
+        Which volume of a 4-D image.
+    series : int, optional
+        Which series of a DICOM folder, in order of their numbers.
 
     Returns
     -------
@@ -47,32 +53,47 @@ def read_volume(path: str | Path, volume_index: int | None = None) -> Volume:
 
     Raises
     ------
+    ChoiceNeeded
+        If there are several series or volumes and none is chosen.
     UserError
         No such file, not an image, truncated, wrong checksum, absurd dimensions, all-NaN voxels, singular
-        affine, or 4-D without a choice.
+        affine, two contradicting orientations; of DICOM missing, doubled or mixed slices, undecodable pixels.
     """
     path = Path(path)
     if not path.exists():
         raise UserError("there is no such file", file=path, remedy="Check the name and the folder.")
-    if path.is_dir():
-        raise UserError(
-            "this is a folder, not an image",
-            file=path,
-            remedy="Open one file, or import the folder into a study.",
-        )
     name = path.name.lower()
     try:
+        if path.is_dir():
+            return _volume_from_folder(path, volume_index, series)
+        if path.stat().st_size == 0:
+            raise UserError("the file is empty", file=path, remedy=_DAMAGED)
         if name.endswith(NIFTI_SUFFIXES):
             return volume_from_nifti(_nifti_content(path), path, volume_index)
+        if name.endswith(ITK_SUFFIXES):
+            return read_itk(path, volume_index, MAX_BYTES)
         if name.endswith(PICTURE_SUFFIXES):
             return _volume_from_picture(path)
+        if is_dicom(path):
+            return read_series(series_of_file(path), volume_index)
     except PermissionError as error:
         raise UserError("the file may not be read", file=path, remedy="Ask for permission to read it.") from error
-    raise UserError(
-        "the format is not known",
-        file=path,
-        remedy=f"Supported: {', '.join((*NIFTI_SUFFIXES, *PICTURE_SUFFIXES))}.",
-    )
+    known = (*NIFTI_SUFFIXES, *ITK_SUFFIXES, *DICOM_SUFFIXES, *PICTURE_SUFFIXES)
+    raise UserError("the format is not known", file=path, remedy=f"Supported: {', '.join(known)}.")
+
+
+def _volume_from_folder(folder: Path, volume_index: int | None, chosen: int | None) -> Volume:
+    found = find_series(folder)
+    if not found:
+        raise UserError(
+            "the folder holds no DICOM series", file=folder,
+            remedy="Open one file, or make a study from a folder of scans.",
+        )  # fmt: skip
+    if chosen is None and len(found) > 1:
+        raise ChoiceNeeded(f"it holds {len(found)} series", [series.label for series in found], "series", folder)
+    if not 0 <= (chosen or 0) < len(found):
+        raise UserError(f"there is no series number {chosen}", file=folder, remedy=f"Choose 0 to {len(found) - 1}.")
+    return read_series(found[chosen or 0], volume_index)
 
 
 def _header_bytes(head: bytes, path: Path) -> int:
@@ -90,6 +111,11 @@ def _header_bytes(head: bytes, path: Path) -> int:
         raise UserError("this is not a single-file NIfTI image", file=path, remedy="Check what wrote the file.")
     if not 1 <= len(shape) <= 7 or min(shape) < 1 or itemsize < 1 or not 0 <= offset <= _MAX_HEADER:
         raise UserError("the header holds impossible dimensions", file=path, remedy=_DAMAGED)
+    sizes = [float(value) for value, count in zip(header["pixdim"][1:4], shape[:3], strict=False) if count > 1]
+    if header["sform_code"] == 0 and not all(np.isfinite(value) and value > 0 for value in sizes):
+        raise UserError(
+            "the header states no voxel size", file=path, remedy="Convert the scan again from its source, with spacing."
+        )
     size = itemsize
     for count in shape:
         size *= count
@@ -111,7 +137,7 @@ def _nifti_content(path: Path) -> bytes:
             if len(head) < 348:
                 raise UserError("the file is too short to be a NIfTI image", file=path, remedy=_DAMAGED)
             expected = _header_bytes(head, path)
-            content: bytes = head + stream.read(expected - len(head))
+            content: bytes = head + stream.read(max(0, expected - len(head)))
             trailing = 0
             while chunk := stream.read(2**20):
                 trailing += len(chunk)
@@ -155,10 +181,35 @@ def volume_from_nifti(content: bytes, path: Path, volume_index: int | None = Non
         raise UserError("no voxel holds a finite number", file=path, remedy="Export the scan again from its source.")
     header = image.header
     sides_known = bool(header["sform_code"] > 0 or header["qform_code"] > 0)
+    affine = np.asarray(image.affine, dtype=np.float64)
     try:
-        return Volume(array, np.asarray(image.affine, dtype=np.float64), sides_known)
+        volume = Volume(array, affine, sides_known)
     except UserError as error:
         raise UserError(error.what, file=path, remedy=error.remedy) from error
+    if header["sform_code"] > 0 and header["qform_code"] > 0:
+        _check_one_orientation(affine, header, path)
+    axes = affine[:3, :3] / volume.spacing_mm
+    skew = float(np.abs(axes.T @ axes - np.eye(3)).max())
+    if skew > 0.01:
+        note = (
+            f"The voxels are sheared by {np.degrees(np.arcsin(min(1.0, skew))):.0f}°: lengths on screen are not exact."
+        )
+        volume = replace(volume, notes=(note,))
+    return volume
+
+
+def _check_one_orientation(affine: NDArray[np.float64], header: Any, path: Path) -> None:
+    """Two orientations in one header must name the same axes: otherwise a side may be wrong."""
+    try:
+        other = header.get_qform()
+    except (HeaderDataError, ValueError, np.linalg.LinAlgError):
+        return  # a broken quaternion beside a good sform
+    names = ["".join(nibabel.aff2axcodes(a)) for a in (affine, other)] if np.isfinite(other).all() else [""] * 2
+    if names[0] != names[1]:
+        raise UserError(
+            f"its header states two orientations, {names[0]} (sform) and {names[1]} (qform)", file=path,
+            remedy="Which side is left cannot be known: convert the scan again from its source.",
+        )  # fmt: skip
 
 
 def _three_dimensional(array: NDArray[Any], path: Path, volume_index: int | None) -> NDArray[Any]:
@@ -170,11 +221,8 @@ def _three_dimensional(array: NDArray[Any], path: Path, volume_index: int | None
         raise UserError(f"it has {array.ndim} dimensions", file=path, remedy="Export one 3-D volume.")
     if array.ndim == 4:
         if volume_index is None:
-            raise UserError(
-                f"it holds {array.shape[3]} volumes",
-                file=path,
-                remedy="Say which one (the first is number 0).",
-            )
+            choices = [f"volume {n + 1} of {array.shape[3]}" for n in range(array.shape[3])]
+            raise ChoiceNeeded(f"it holds {array.shape[3]} volumes", choices, "volume", path)
         if not 0 <= volume_index < array.shape[3]:
             raise UserError(
                 f"there is no volume number {volume_index}",

@@ -29,6 +29,8 @@ class Volume:
         True for a 2-D picture, held as one slice.
     modality : str
         "CT", "MR", "CR", … where the file says it, else "".
+    notes : tuple of str
+        Sentences for whoever looks at this scan: what the file left open or what its geometry makes approximate.
 
     Raises
     ------
@@ -43,6 +45,7 @@ class Volume:
     sides_known: bool = True
     planar: bool = False
     modality: str = ""
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.array.ndim not in (3, 4) or (self.array.ndim == 4 and self.array.shape[3] != 3):

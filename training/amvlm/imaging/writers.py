@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import tempfile
 import uuid
 from pathlib import Path
 
@@ -11,7 +12,10 @@ import nibabel
 import numpy as np
 
 from amvlm.errors import UserError
+from amvlm.imaging.itk import write_itk
 from amvlm.imaging.volume import Volume
+
+WRITTEN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 
 
 def nifti_bytes(volume: Volume) -> bytes:
@@ -57,16 +61,28 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
             os.close(folder)
 
 
-def check_nifti_target(path: Path) -> None:
-    """Refuse a target that :func:`write_nifti` cannot write, before the work is done."""
-    if not path.name.lower().endswith((".nii", ".nii.gz")):
-        raise UserError("the output must end in .nii or .nii.gz", file=path, remedy="Choose another file name.")
+def check_target(path: Path) -> None:
+    """Refuse a target that :func:`write_volume` cannot write, before the work is done."""
+    if not path.name.lower().endswith(WRITTEN_SUFFIXES):
+        raise UserError(f"the output must end in {', '.join(WRITTEN_SUFFIXES)}", file=path,
+                        remedy="Choose another file name.")  # fmt: skip
     if not path.parent.is_dir():
         raise UserError("its folder does not exist", file=path, remedy="Create the folder first.")
 
 
-def write_nifti(path: Path, volume: Volume) -> None:
-    """Write ``.nii`` or ``.nii.gz`` atomically; gzip without a time stamp, so equal volumes give equal files."""
-    check_nifti_target(path)
-    content = nifti_bytes(volume)
-    write_bytes_atomically(path, gzip.compress(content, 6, mtime=0) if path.name.lower().endswith(".gz") else content)
+def write_volume(path: Path, volume: Volume) -> None:
+    """Write NIfTI, NRRD or MetaImage atomically; gzip without a time stamp, so equal volumes give equal files.
+
+    NRRD and MetaImage hold no shear: such a volume is refused with a ``UserError``.
+    """
+    check_target(path)
+    name = path.name.lower()
+    if name.endswith((".nii", ".nii.gz")):
+        content = nifti_bytes(volume)
+        content = gzip.compress(content, 6, mtime=0) if name.endswith(".gz") else content
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            beside = Path(folder) / f"volume{path.suffix.lower()}"
+            write_itk(beside, volume)
+            content = beside.read_bytes()
+    write_bytes_atomically(path, content)

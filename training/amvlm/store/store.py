@@ -152,7 +152,9 @@ class LabelStore:
     def read_image(self, case: Case) -> Volume:
         """The case's image on its own grid, with the affine that its masks carry."""
         volume = read_volume(self.folder / case.image_file)
-        return Volume(volume.array, case.affine, case.sides_known, case.planar, case.modality)
+        return dataclasses.replace(
+            volume, affine=case.affine, sides_known=case.sides_known, planar=case.planar, modality=case.modality
+        )
 
     def structures(self) -> list[Structure]:
         with self._read() as connection:

@@ -1,0 +1,109 @@
+"""DICOM Segmentation objects, written with highdicom: each structure a segment, so they may overlap."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amvlm.errors import UserError
+from amvlm.imaging.dicom import DicomSeries
+from amvlm.imaging.writers import write_bytes_atomically
+
+
+def write_dicom_seg(
+    path: Path, masks: Mapping[str, NDArray[np.uint8]], series: DicomSeries, *, by_model: bool = False
+) -> None:
+    """Write masks of one series as a DICOM Segmentation that refers to the series' own images.
+
+    Parameters
+    ----------
+    path : Path
+        ``.dcm``, written atomically.
+    masks : mapping of str to ndarray, shape of the series' volume (columns, rows, slices), {0, 1}
+        Structure → mask on the grid of :func:`amvlm.imaging.dicom.read_series`.
+    series : DicomSeries
+        The series the masks belong to. The object carries its patient and study identifiers, as DICOM demands.
+    by_model : bool
+        True marks the segments as made by an algorithm, False as drawn or accepted by a person.
+
+    Raises
+    ------
+    UserError
+        If highdicom is missing, no mask holds a voxel, or the series has several volumes or frames in one file.
+    """
+    try:
+        import highdicom
+        import pydicom
+        from pydicom.sr.codedict import codes
+    except ImportError as error:
+        raise UserError(
+            "writing DICOM SEG needs the package highdicom", remedy="pip install 'napari-amvlm[dicomseg]'"
+        ) from error
+    if path.suffix.lower() != ".dcm":
+        raise UserError("the output must end in .dcm", file=path, remedy="Choose another file name.")
+    kept = {name: mask for name, mask in masks.items() if mask.any()}
+    if not kept:
+        raise UserError("there is no voxel to write", file=path, remedy="Accept a label first.")
+    frames = sorted(series.frames, key=_along_normal)
+    shape = next(iter(kept.values())).shape
+    if shape != (frames[0].columns, frames[0].rows, len(frames)) or len({frame.path for frame in frames}) != len(
+        frames
+    ):
+        raise UserError(
+            f"the masks' grid {shape} is not the series'", file=path,
+            remedy="Choose the series that the scan was opened from.",
+        )  # fmt: skip
+    if any(frame.uid.startswith(" ") for frame in frames) or len({frame.uid for frame in frames}) != len(frames):
+        raise _without_identifiers(path)
+    sources = [pydicom.dcmread(frame.path, defer_size=4096) for frame in frames]
+    stack = np.stack([mask.transpose(2, 1, 0) for mask in kept.values()], -1).astype(np.uint8)
+    how = highdicom.seg.SegmentAlgorithmTypeValues.SEMIAUTOMATIC
+    family: Any = codes.DCM.ArtificialIntelligence
+    made_by = highdicom.AlgorithmIdentificationSequence(name="napari-amvlm", version=_version(), family=family)
+    if by_model:
+        how = highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC
+    segments = [
+        highdicom.seg.SegmentDescription(
+            segment_number=number, segment_label=name[:64], segmented_property_category=codes.SCT.Tissue,
+            segmented_property_type=codes.SCT.Tissue, algorithm_type=how, algorithm_identification=made_by,
+        )
+        for number, name in enumerate(kept, 1)
+    ]  # fmt: skip
+    with warnings.catch_warnings(action="ignore"), tempfile.TemporaryDirectory() as folder:
+        try:
+            made = highdicom.seg.Segmentation(
+                source_images=sources, pixel_array=stack, segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+                segment_descriptions=segments, series_instance_uid=highdicom.UID(), series_number=900,
+                sop_instance_uid=highdicom.UID(), instance_number=1, manufacturer="napari-amvlm developers",
+                manufacturer_model_name="napari-amvlm", software_versions=_version(), device_serial_number="0",
+                series_description="napari-amvlm, research use only", content_label="SEGMENTATION",
+            )  # fmt: skip
+        except (KeyError, AttributeError, ValueError, TypeError) as error:
+            raise _without_identifiers(path) from error
+        beside = Path(folder) / "segmentation.dcm"
+        made.save_as(beside)
+        write_bytes_atomically(path, beside.read_bytes())
+
+
+def _without_identifiers(path: Path) -> UserError:
+    return UserError(
+        "the series lacks identifiers that a DICOM segmentation refers to (stripped when it was de-identified?)",
+        file=path, remedy="Export NIfTI or NRRD instead.",
+    )  # fmt: skip
+
+
+def _along_normal(frame: Any) -> float:
+    axes = np.array(frame.orientation).reshape(2, 3)
+    return float(np.dot(frame.position, np.cross(axes[0], axes[1])))
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("napari-amvlm")
