@@ -19,7 +19,7 @@ def weak_view(
     flip_axis: int = 2,
     any_orientation: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Rotate ±20°, scale 0.85–1.15, shift ±5 %, and mirror the images that the caller chose.
+    """Rotate ±10°, scale 0.9–1.1, shift ±3 %, and mirror the images that the caller chose.
 
     Never a turn by 90° and never upside down, unless ``any_orientation``: captions name sides and levels.
 
@@ -42,11 +42,11 @@ def weak_view(
         The same move applied to both; without masks the second has no channel.
     """
     count = image.shape[0]
-    angle = noise.uniform(-math.pi / 9, math.pi / 9)
+    angle = noise.uniform(-math.pi / 18, math.pi / 18)
     if any_orientation:
         angle = angle + noise.uniform(0, 4).floor() * (math.pi / 2)
-    scale = noise.uniform(0.85, 1.15)
-    shift = torch.stack([noise.uniform(-0.1, 0.1), noise.uniform(-0.1, 0.1)], 1)
+    scale = noise.uniform(0.9, 1.1)
+    shift = torch.stack([noise.uniform(-0.06, 0.06), noise.uniform(-0.06, 0.06)], 1)
     mirror = torch.ones(count, 2)
     if mirrored is not None:
         mirror[:, 3 - flip_axis] = torch.where(mirrored, -1.0, 1.0)
