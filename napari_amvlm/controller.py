@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import platformdirs
 from napari.utils.notifications import show_error, show_info, show_warning
 from qtpy.QtCore import QObject, QTimer
-from qtpy.QtWidgets import QFileDialog, QInputDialog
 
 from amvlm.errors import UserError
 from amvlm.store import LabelStore
 from amvlm.store.names import original_names
+from napari_amvlm.correcting import Correcting
 from napari_amvlm.engine import Engine, OpenCase
 from napari_amvlm.jobs import Job, Worker
 from napari_amvlm.judging import Judging
 from napari_amvlm.layers import LABEL, CaseLayers
+from napari_amvlm.panels.parts import show_table
 from napari_amvlm.prompting import Prompting
+from napari_amvlm.reviewing import Reviewing
+from napari_amvlm.studies import Studies
 from napari_amvlm.training_controller import TrainingController
+from napari_amvlm.viewing import Viewing
 from napari_amvlm.your_label import YourLabel
 
 if TYPE_CHECKING:
     import napari
 
     from napari_amvlm.panels.prompt import PromptPanel
+    from napari_amvlm.panels.review import ReviewPanel
     from napari_amvlm.panels.train import TrainPanel
 
 KEYS = {
@@ -37,6 +40,21 @@ KEYS = {
     "U": ("AMVLM: undo the last judgement", lambda controller: controller.judging.undo()),
     "J": ("AMVLM: open the next unjudged case", lambda controller: controller.next_case()),
     "G": ("AMVLM: side by side or stacked", lambda controller: controller.toggle_view()),
+    "H": ("AMVLM: hide or show the masks", lambda controller: controller.viewing.toggle_masks()),
+    "Q": ("AMVLM: next plane (axial, coronal, sagittal)", lambda controller: controller.viewing.next_plane()),
+    "W": ("AMVLM: next window (CT presets)", lambda controller: controller.viewing.next_window()),
+    "?": ("AMVLM: list these keys", lambda controller: controller.show_keys()),
+}
+FURTHER_KEYS = {
+    "Enter": "in the prompt: run it",
+    "Shift+Enter": "in the prompt: new line, for another structure",
+    "Ctrl+↑ Ctrl+↓": "in the prompt: earlier prompts",
+    "Wheel": "next slice",
+    "Ctrl+Wheel": "zoom",
+    "Middle drag": "window: across its width, up and down its level",
+    "Ctrl+Z Ctrl+Shift+Z": "undo, redo: strokes, copies and whole masks",
+    "1 2 3 4": "napari's eraser, brush, polygon, fill",
+    "[ ]": "napari's brush size",
 }
 
 
@@ -62,11 +80,15 @@ class Controller(QObject):
         self.layers: CaseLayers | None = None
         self.structure = ""
         self.panel: PromptPanel | None = None
-        self._side_by_side = True
+        self.is_side_by_side = True
+        self.studies = Studies(self)
+        self.viewing = Viewing(self)
         self.prompting = Prompting(self)
         self.label = YourLabel(self)
+        self.correcting = Correcting(self)
         self.judging = Judging(self)
         self.training = TrainingController(self)
+        self.reviewing = Reviewing(self)
         for key in KEYS:
             viewer.bind_key(key, self._key(key), overwrite=True)
         window = getattr(viewer.window, "_qt_window", None)
@@ -109,6 +131,7 @@ class Controller(QObject):
         if self.worker.closed:
             return
         self.training.close()
+        self.correcting.stop()
         self.label.close()
         self.worker.close()
         self.engine.close()
@@ -119,20 +142,27 @@ class Controller(QObject):
     def attach_prompt_panel(self, panel: PromptPanel) -> None:
         """Connect a panel's signals; the newest panel is the one that is shown to."""
         self.panel = panel
-        panel.open_scan_requested.connect(self.ask_for_scan)
-        panel.open_study_requested.connect(self.ask_for_study)
-        panel.new_study_requested.connect(self.ask_for_new_study)
-        panel.add_scans_requested.connect(self.ask_for_more_scans)
-        panel.export_requested.connect(self.ask_for_export)
-        panel.sample_requested.connect(self.open_sample)
+        panel.open_scan_requested.connect(self.studies.ask_for_scan)
+        panel.open_folder_requested.connect(self.studies.ask_for_dicom_folder)
+        panel.open_study_requested.connect(self.studies.ask_for_study)
+        panel.new_study_requested.connect(self.studies.ask_for_new_study)
+        panel.add_scans_requested.connect(self.studies.ask_for_more_scans)
+        panel.export_requested.connect(self.studies.ask_for_export)
+        panel.sample_requested.connect(self.studies.open_sample)
         panel.case_chosen.connect(self.open_case)
         panel.structure_chosen.connect(self.choose_structure)
-        panel.new_structure_requested.connect(self.ask_for_structure)
+        panel.new_structure_requested.connect(self.studies.ask_for_structure)
         panel.prompt_submitted.connect(self.prompting.run)
         panel.cancel_requested.connect(self.prompting.cancel)
         panel.model_chosen.connect(self.prompting.choose_model)
-        panel.threshold_changed.connect(self._apply_threshold)
+        panel.threshold_changed.connect(self.prompting.apply_threshold)
         panel.threshold_released.connect(self.label.follow)
+        panel.plane_chosen.connect(self.viewing.show_plane)
+        panel.window_chosen.connect(self.viewing.show_window)
+        panel.copy_brush_chosen.connect(self.correcting.use_copy_brush)
+        panel.correction_requested.connect(self.correcting.apply)
+        panel.offer_declined.connect(self.label.discard_draft)
+        panel.keys_requested.connect(self.show_keys)
         panel.start_requested.connect(self.label.start_from)
         panel.view_chosen.connect(self.show_side_by_side)
         panel.accepted.connect(self.judging.accept)
@@ -141,6 +171,9 @@ class Controller(QObject):
         panel.label_undone.connect(self.judging.undo)
         panel.show_idle()
         self.refresh_lists()
+
+    def attach_review_panel(self, panel: ReviewPanel) -> None:
+        self.reviewing.attach(panel)
 
     def attach_train_panel(self, panel: TrainPanel) -> None:
         self.training.attach(panel)
@@ -165,102 +198,7 @@ class Controller(QObject):
             self.fail(str(error))
             return None
 
-    # -- studies and scans ------------------------------------------------------------------------------------
-
-    def ask_for_scan(self) -> None:
-        name, _ = QFileDialog.getOpenFileName(
-            None, "Open scan", "", "Scans (*.nii *.nii.gz *.png *.tif *.tiff *.webp *.jpg);;All files (*)"
-        )
-        if name:
-            self.open_scan(Path(name))
-
-    def ask_for_study(self) -> None:
-        if name := QFileDialog.getExistingDirectory(None, "Open study"):
-            self.open_study(Path(name))
-
-    def ask_for_new_study(self) -> None:
-        source = QFileDialog.getExistingDirectory(None, "Folder of scans")
-        into = QFileDialog.getSaveFileName(None, "Name of the new study", "study")[0] if source else ""
-        if into:
-            self.import_scans(Path(source), Path(into))
-
-    def ask_for_more_scans(self) -> None:
-        source = QFileDialog.getExistingDirectory(None, "Folder of scans")
-        if source and self.store is not None:
-            self.import_scans(Path(source), self.store.folder)
-
-    def ask_for_export(self) -> None:
-        into = QFileDialog.getSaveFileName(None, "New folder for the labels", "labels")[0]
-        if into and self.store is not None:
-            self.export_labels(Path(into))
-
-    def ask_for_structure(self) -> None:
-        name, chosen = QInputDialog.getText(None, "New structure", "Name of the structure, for example: liver")
-        if chosen and self.store is not None:
-            self.add_structure(name)
-
-    def open_scan(self, path: Path) -> None:
-        """Show one scan that is in no study: prompts work, labels are not kept."""
-        self._submit(lambda: self.engine.open_scan(path), on_result=self._show_case, text="Opening …")
-
-    def open_study(self, folder: Path) -> None:
-        """Open a study and its first unjudged case."""
-        store = self.guard(lambda: LabelStore(folder))
-        if store is None:
-            return
-        self._leave_case()  # into its own study, before another one takes its place
-        if self.layers is not None:
-            self.layers.remove()
-            self.layers = None
-        self.store = store
-        names = [structure.name for structure in store.structures()]
-        self.structure = self.structure if self.structure in names else (names[0] if names else "")
-        self.refresh_lists()
-        self.training.study_changed()
-        cases = store.cases()
-        if cases:
-            self.open_case(self.next_unjudged() or cases[0].case_id)
-
-    def open_sample(self) -> None:
-        """Open the sample study on this user's own copy, made at the first call."""
-        folder = Path(platformdirs.user_data_dir("napari-amvlm", appauthor=False)) / "sample-study"
-
-        def prepare() -> Path:
-            from amvlm.sample import copy_sample_study
-
-            if not (folder / "store.sqlite").is_file():
-                copy_sample_study(folder)
-            return folder
-
-        self._submit(lambda: self.engine.call(prepare), on_result=self.open_study, text="Preparing the sample …")
-
-    def import_scans(self, source: Path, into: Path) -> None:
-        """Copy a folder of scans into a study, new or old, and open it."""
-
-        def work() -> str:
-            from amvlm.exchange import import_study
-
-            return import_study(source, into).sentence()
-
-        def done(sentence: str) -> None:
-            show_info(sentence)
-            self.open_study(into)
-
-        self._submit(lambda: self.engine.call(work), on_result=done, text="Importing …")
-
-    def export_labels(self, into: Path) -> None:
-        store = self.store
-
-        def work() -> int:
-            from amvlm.exchange import export_labels
-
-            return export_labels(store, into) if store is not None else 0
-
-        self._submit(
-            lambda: self.engine.call(work),
-            on_result=lambda n: show_info(f"{n} masks written to {into.name}."),
-            text="Exporting …",
-        )
+    # -- cases ------------------------------------------------------------------------------------------------
 
     def open_case(self, case_id: str) -> None:
         """Open a case of the study; unsaved work of the one before is kept as a draft."""
@@ -268,37 +206,43 @@ class Controller(QObject):
             return
         store, structure = self.store, self.structure
         title = original_names(store.store_id).get(case_id, case_id)
-        self._leave_case()
-        self._submit(
-            lambda: self.engine.open_case(store, case_id, structure, title), on_result=self._show_case, text="Opening …"
+        self.leave_case()
+        self.submit(
+            lambda: self.engine.open_case(store, case_id, structure, title), on_result=self.show_case, text="Opening …"
         )
 
-    def _show_case(self, opened: OpenCase) -> None:
+    def show_case(self, opened: OpenCase) -> None:
+        """Put an opened scan on screen in the place of the one before."""
         before = self.layers
-        self._leave_case()
+        self.leave_case()
         if opened.case is None:
             self.store = None
             self.training.study_changed()
+            self.reviewing.study_changed()
+        if self.viewer.dims.ndisplay == 3:
+            self.viewer.dims.ndisplay = 2
         self.layers = CaseLayers(self.viewer, opened, reuse=before)
         self.label.begin(opened.label)
-        self.layers.labels[LABEL].events.paint.connect(self.label.painted)
-        self.layers.side_by_side(self._side_by_side)
+        self.label.watch(self.layers.labels[LABEL])
+        self.layers.side_by_side(self.is_side_by_side)
         middle = [n // 2 for n in opened.ras.shape[:3]][::-1]
         for axis, index in enumerate(middle):
             self.viewer.dims.set_current_step(axis, index)
+        self.viewing.opened()
         if self.panel is not None:
             self.panel.show_open(in_study=opened.case is not None)
             self.panel.show_idle()
-        if opened.draft:
-            self.notice("Unsaved work on this case was restored.")
-        elif not opened.volume.sides_known:
-            self.notice("The file does not say which side is the patient's left: check sides yourself.", True)
-        else:
-            self.notice("" if opened.case else "This scan is in no study: make one to keep labels.")
+        sentences = opened.notes
+        if opened.case is None:
+            sentences = [*sentences, "This scan is in no study: make one to keep labels."]
+        self.notice("\n".join(sentences), bool(opened.notes))
+        if opened.draft and self.panel is not None:
+            self.panel.show_offer("Work in progress on this case was restored.", "Discard it")
         self.refresh_lists()
+        self.reviewing.case_opened()
         self.label.measure_soon()
 
-    def _leave_case(self) -> None:
+    def leave_case(self) -> None:
         """Jobs of the open scan end; unsaved work is kept."""
         if self.layers is None:
             return
@@ -329,22 +273,24 @@ class Controller(QObject):
         """Judge another structure of the open case."""
         if self.store is None or self.layers is None or self.layers.opened.case is None or name == self.structure:
             return
-        self._leave_case()
-        self.structure = name
+        self.leave_case()
         layers, store, opened, case = self.layers, self.store, self.layers.opened, self.layers.opened.case
+        layers.keep_as_other(self.structure, layers.masks[LABEL].copy(order="K"))
+        layers.others.pop(name, None)
+        self.structure = name
 
         def show(found: tuple[Any, bool]) -> None:
-            label, _ = found
+            label, draft = found
             empty = np.zeros_like(layers.masks[LABEL])
-            for probs in layers.probs.values():
-                probs[:] = 0
-            layers.apply_threshold(self.threshold)
+            layers.clear_masks()
             self.label.write(label if label is not None else empty)
             self.label.begin(label)
+            if draft and self.panel is not None:
+                self.panel.show_offer("Work in progress on this structure was restored.", "Discard it")
             self.refresh_lists()
             self.label.measure_soon()
 
-        self._submit(
+        self.submit(
             lambda: self.engine.label_of(store, case, name, opened.volume),
             on_result=show,
             owner=opened,
@@ -359,12 +305,28 @@ class Controller(QObject):
         if named and self.structure not in named:
             self.choose_structure(max(named, key=len))
 
+    def structure_for(self, prompt: str) -> str:
+        """The structure that a prompt names; in a study a new one is made on the spot, called by the prompt."""
+        store = self.store
+        if store is None:
+            return prompt
+        named = [structure.name for structure in store.structures() if structure.named_in(prompt)]
+        if named:
+            return max(named, key=len)
+        name = " ".join(prompt.split())[:60]
+        self.guard(lambda: store.add_structure(name, prompts=[prompt]) or True)
+        if self.layers is not None:
+            self.layers.opened.colours.update({s.name: s.colour for s in store.structures()})
+        return name
+
     def add_structure(self, name: str) -> None:
         if self.store is None:
             return
         store = self.store
         cleaned = " ".join(name.split())
         if self.guard(lambda: store.add_structure(cleaned, prompts=[cleaned]) or True):
+            if self.layers is not None:
+                self.layers.opened.colours.update({s.name: s.colour for s in store.structures()})
             self.choose_structure(cleaned)
             self.structure = cleaned
             self.refresh_lists()
@@ -388,6 +350,8 @@ class Controller(QObject):
         structures = store.structures()
         self.panel.show_structures([s.name for s in structures], self.structure)
         self.panel.suggest_prompt({s.name: s.prompt for s in structures}, self.structure)
+        self.prompting.offer_completions()
+        self.reviewing.refresh()
         self.show_state()
 
     def show_state(self) -> None:
@@ -419,20 +383,22 @@ class Controller(QObject):
         """Probability from which a voxel belongs to a mask."""
         return float(self.panel.threshold.value()) if self.panel is not None else 0.5
 
-    def _apply_threshold(self, threshold: float) -> None:
-        if self.layers is not None:
-            self.layers.apply_threshold(threshold)
-            self.label.measure_soon()
-
     def show_side_by_side(self, on: bool) -> None:
-        self._side_by_side = on
-        if self.layers is not None:
+        self.is_side_by_side = on
+        if self.layers is not None and self.viewer.dims.ndisplay == 2:
             self.layers.side_by_side(on)
 
     def toggle_view(self) -> None:
-        self.show_side_by_side(not self._side_by_side)
+        self.show_side_by_side(not self.is_side_by_side)
 
-    def _submit(self, work: Any, *, on_result: Any, text: str, owner: object = None) -> None:
+    def show_keys(self) -> Any:
+        """List every key and mouse gesture of ours in one window."""
+        ours = {key: words.removeprefix("AMVLM: ") for key, (words, _) in KEYS.items()}
+        window = getattr(self.viewer.window, "_qt_window", None)
+        return show_table("Keys and mouse", {**ours, **FURTHER_KEYS}, window)
+
+    def submit(self, work: Any, *, on_result: Any, text: str, owner: object = None, on_choice: Any = None) -> None:
+        """Run something in the worker, with a bar that says what."""
         if self.panel is not None:
             self.panel.show_progress(0, 0, text)
 
@@ -440,7 +406,9 @@ class Controller(QObject):
             if self.panel is not None and not self.worker.busy:
                 self.panel.show_idle()
 
-        self.worker.submit(Job(work, owner=owner, on_result=on_result, on_end=ended, on_error=self.fail))
+        self.worker.submit(
+            Job(work, owner=owner, on_result=on_result, on_end=ended, on_error=self.fail, on_choice=on_choice)
+        )
 
     def warn(self, text: str) -> None:
         show_warning(text)

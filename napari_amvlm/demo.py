@@ -69,7 +69,7 @@ class Demo:
 
         if not (self.study / "store.sqlite").is_file():
             copy_sample_study(self.study)
-        self.controller.open_study(self.study)
+        self.controller.studies.open_study(self.study)
         wait_until(lambda: self.controller.layers is not None and not self.controller.worker.busy, "opening the study")
         self.run_prompt(PROMPT)
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from amvlm.imaging import Volume, read_volume, to_canonical, to_original
-from amvlm.store import Case, LabelStore
+from amvlm.imaging import Volume, obliquity_deg, read_volume, to_canonical, to_display, to_original
+from amvlm.store import Case, LabelStore, Revision
 
 if TYPE_CHECKING:
     from amvlm.inference import Session
@@ -22,7 +22,10 @@ Mask = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class OpenCase:
-    """A scan ready to show: ``ras`` is its canonical array; ``case`` is None outside a study."""
+    """A scan ready to show: ``ras`` is its canonical array; ``case`` is None outside a study.
+
+    ``others`` are the accepted masks of the scan's other structures (canonical), ``colours`` those of all structures.
+    """
 
     volume: Volume
     ras: NDArray[Any]
@@ -31,6 +34,20 @@ class OpenCase:
     case: Case | None
     label: Mask | None
     draft: bool
+    others: dict[str, Mask]
+    colours: dict[str, str]
+    source: Path | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """What the person should know about this scan before looking at sides and lengths."""
+        found = list(self.volume.notes)
+        if not self.volume.sides_known and not any("left" in note for note in found):
+            found.append("The file does not say which side is the patient's left: check sides yourself.")
+        tilt = obliquity_deg(self.volume)
+        if tilt > 2:
+            found.append(f"The scan is oblique by {tilt:.0f}°: planes and letters follow its nearest axes.")
+        return found
 
 
 @dataclass(frozen=True)
@@ -52,6 +69,13 @@ class Measures:
     text_ml: float
     prediction_ml: float
     label_ml: float
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What speaks against a prompt's masks; "" where nothing does."""
+
+    sentence: str
 
 
 class Engine:
@@ -94,17 +118,23 @@ class Engine:
         if self._settled:
             gc.unfreeze()
 
-    def open_scan(self, path: Path) -> Iterator[OpenCase]:
-        """Read a scan that is in no study."""
-        volume = read_volume(path)
-        yield _opened(volume, path.name, None, None, False)
+    def open_scan(self, path: Path, volume_index: int | None = None, series: int | None = None) -> Iterator[OpenCase]:
+        """Read a scan that is in no study; raises ``ChoiceNeeded`` where somebody has to say which."""
+        volume = read_volume(path, volume_index, series)
+        yield _opened(volume, path.name, None, None, False, {}, {}, path)
 
     def open_case(self, store: LabelStore, case_id: str, structure: str, title: str) -> Iterator[OpenCase]:
         """Read a case of a study with its current label, and unsaved work on top of it."""
         case = store.case(case_id)
         volume = store.read_image(case)
         label, draft = self._label(store, case, structure, volume)
-        yield _opened(volume, title, case, label, draft)
+        others = {
+            r.structure: _canonical(store.read_mask(r), volume)
+            for r in store.snapshot().revisions
+            if r.case_id == case_id and r.structure != structure and r.kind == "accepted"
+        }
+        colours = {s.name: s.colour for s in store.structures()}
+        yield _opened(volume, title, case, label, draft, others, colours)
 
     def label_of(
         self, store: LabelStore, case: Case, structure: str, volume: Volume
@@ -115,7 +145,7 @@ class Engine:
 
     def _label(self, store: LabelStore, case: Case, structure: str, volume: Volume) -> tuple[Mask | None, bool]:
         revision = store.current(case.case_id, structure)
-        label = store.read_mask(revision).copy() if revision is not None else None
+        label = store.read_mask(revision).copy(order="K") if revision is not None else None
         draft = store.load_draft(case.case_id, structure)
         if draft:
             label = np.zeros(volume.shape, np.uint8) if label is None else label
@@ -128,18 +158,24 @@ class Engine:
         session = self._open_session(model, volume)
         yield session.warnings(prompt), session.axis, session.prediction_of(prompt) is not None, self._model.fingerprint
         yield from session.segment(prompt, visible[session.axis])
+        yield Guard(session.doubts(prompt))
 
     def _open_session(self, model: Path, volume: Volume) -> Session:
         from amvlm.inference import Session
         from amvlm.inference.evaluate import default_device
-        from amvlm.models import AmvlmModel
 
-        if self._model_folder != model:
-            self._model, self._model_folder = AmvlmModel.load(model), model
+        self._loaded(model)
         key = (model, id(volume))
         if self._session is None or self._session_key != key:
             self._session, self._session_key = Session(self._model, volume, default_device()), key
         return self._session
+
+    def _loaded(self, model: Path) -> Any:
+        from amvlm.models import AmvlmModel
+
+        if self._model_folder != model:
+            self._model, self._model_folder = AmvlmModel.load(model), model
+        return self._model
 
     def accept(
         self, store: LabelStore, case: Case, structure: str, label: Mask, volume: Volume, origin: dict[str, Any]
@@ -159,28 +195,82 @@ class Engine:
     def measure(self, text_mask: Mask, prediction: Mask, label: Mask, voxel_ml: float) -> Iterator[Measures]:
         """Compare binary masks of one grid."""
         sizes = [int(np.count_nonzero(mask)) for mask in (text_mask, prediction, label)]
+        yield Measures(dice(text_mask, prediction), dice(text_mask, label), *(size * voxel_ml for size in sizes))
 
-        def dice(a: Mask, b: Mask, total: int) -> float:
-            return 2 * int(np.count_nonzero(a & b)) / total if total else float("nan")
+    def thumbnails(self, store: LabelStore, case_ids: list[str]) -> Iterator[tuple[str, int, int, bytes]]:
+        """Case id, width, height and RGB bytes of each case's middle slice."""
+        for case_id in case_ids:
+            yield case_id, *_picture(store.read_image(store.case(case_id)), 44)
 
-        yield Measures(
-            dice(text_mask, prediction, sizes[0] + sizes[1]), dice(text_mask, label, sizes[0] + sizes[2]),
-            *(size * voxel_ml for size in sizes),
-        )  # fmt: skip
+    def assess(self, model: Path, store: LabelStore) -> Iterator[tuple[int, int]]:
+        """Grade the pseudo-labels of every unjudged case but the test cases; closed early, what was graded is kept."""
+        from amvlm.inference import assessing
+
+        for split in ("train", "val"):
+            yield from assessing(self._loaded(model), store, split)
+
+    def revisions(self, store: LabelStore, chosen: list[Revision], volume: Volume) -> Iterator[list[Mask]]:
+        """The masks of some revisions on the canonical grid."""
+        yield [_canonical(store.read_mask(revision), volume) for revision in chosen]
+
+    def edit(self, kind: str, label: Mask, axis: int, spacing_mm: tuple[float, float, float]) -> Iterator[Mask]:
+        """A correction of the whole label; ``axis`` is the canonical axis across which the person looks."""
+        from amvlm.imaging import editing
+
+        if kind == "smooth":
+            yield editing.smooth(label, spacing_mm)
+        elif kind == "fill holes":
+            yield editing.fill_holes(label, axis)
+        elif kind == "largest part":
+            yield editing.largest_component(label)
+        elif kind == "interpolate":
+            yield editing.interpolate(label, axis, spacing_mm)
+        else:
+            raise ValueError(kind)
 
     def call(self, function: Callable[[], Any]) -> Iterator[Any]:
         """Run any other slow library call here."""
         yield function()
 
 
+def dice(a: Mask, b: Mask) -> float:
+    """Dice of two binary masks; NaN when both are empty."""
+    total = int(np.count_nonzero(a)) + int(np.count_nonzero(b))
+    return 2 * int(np.count_nonzero(a & b)) / total if total else float("nan")
+
+
+def _picture(volume: Volume, size: int) -> tuple[int, int, bytes]:
+    """The middle slice in radiological display as a small RGB picture: width, height, bytes."""
+    canonical = to_canonical(volume)
+    middle = to_display(canonical.array)[canonical.shape[2] // 2]
+    spacing = canonical.spacing_mm
+    extent = np.array([middle.shape[0] * spacing[1], middle.shape[1] * spacing[0]])
+    rows, columns = (max(1, round(float(size * e / extent.max()))) for e in extent)
+    places = [np.linspace(0, n - 1, m).round().astype(int) for n, m in zip(middle.shape, (rows, columns), strict=False)]
+    small = middle[np.ix_(*places)].astype(np.float32)
+    if small.ndim == 2:
+        low, high = np.nanquantile(small, (0.01, 0.99))
+        small = np.repeat((small - low)[..., None] / max(1e-6, high - low) * 255, 3, 2)
+    return columns, rows, np.ascontiguousarray(np.nan_to_num(small).clip(0, 255).astype(np.uint8)).tobytes()
+
+
 def _canonical(label: Mask, volume: Volume) -> Mask:
-    return np.ascontiguousarray(to_canonical(volume.with_array(label)).array)
+    return np.asfortranarray(to_canonical(volume.with_array(label)).array)
 
 
-def _opened(volume: Volume, title: str, case: Case | None, label: Mask | None, draft: bool) -> OpenCase:
+def _opened(
+    volume: Volume,
+    title: str,
+    case: Case | None,
+    label: Mask | None,
+    draft: bool,
+    others: dict[str, Mask],
+    colours: dict[str, str],
+    source: Path | None = None,
+) -> OpenCase:
     canonical = to_canonical(volume)
     spacing = canonical.spacing_mm
     return OpenCase(
         volume, canonical.array, (float(spacing[0]), float(spacing[1]), float(spacing[2])), title, case,
-        None if label is None else _canonical(label, volume), draft,
+        None if label is None else _canonical(label, volume), draft, others, colours, source,
     )  # fmt: skip

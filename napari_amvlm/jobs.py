@@ -14,7 +14,7 @@ from typing import Any
 
 from qtpy.QtCore import QObject, Signal
 
-from amvlm.errors import UserError
+from amvlm.errors import ChoiceNeeded, UserError
 
 Work = Callable[[], Iterator[Any]]
 
@@ -24,6 +24,8 @@ class Job:
     """Something for the worker: ``work`` is a generator function; what it yields goes to ``on_result``.
 
     ``owner`` is what the job is bound to (a case): its results are dropped once that is no longer current.
+    ``on_choice`` gets the question where a file or folder holds several scans. A ``polite`` job lets others pass
+    between its steps.
     """
 
     work: Work
@@ -32,6 +34,8 @@ class Job:
     on_result: Callable[[Any], None] = lambda _: None
     on_end: Callable[[bool], None] = lambda _: None
     on_error: Callable[[str], None] = lambda _: None
+    on_choice: Callable[[ChoiceNeeded], None] | None = None
+    polite: bool = False
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     def cancel(self) -> None:
@@ -92,22 +96,42 @@ class Worker(QObject):
 
     def _run(self) -> None:
         while (job := self._queue.get()) is not None:
-            try:
-                if not job.cancelled.is_set():
-                    steps = job.work()
-                    for result in steps:
-                        if job.cancelled.is_set():
-                            close = getattr(steps, "close", None)
-                            if close is not None:
-                                close()
-                            break
-                        self._send(job, lambda job=job, result=result: job.on_result(result))
-                self._send(job, lambda job=job: job.on_end(not job.cancelled.is_set()), last=True)
-            except UserError as error:
-                self._send(job, lambda job=job, text=str(error): job.on_error(text), last=True)
-            except Exception:  # noqa: BLE001 - the window must live on, and say what went wrong
-                text = f"Something went wrong inside the plugin: {traceback.format_exc(limit=-1).strip()}"
-                self._send(job, lambda job=job, text=text: job.on_error(text), last=True)
+            self._perform(job)
+
+    def _perform(self, job: Job) -> None:
+        try:
+            if not job.cancelled.is_set():
+                steps = job.work()
+                for result in steps:
+                    if job.cancelled.is_set():
+                        close = getattr(steps, "close", None)
+                        if close is not None:
+                            close()
+                        break
+                    self._send(job, lambda result=result: job.on_result(result))
+                    if job.polite:
+                        self._let_pass()
+            self._send(job, lambda: job.on_end(not job.cancelled.is_set()), last=True)
+        except ChoiceNeeded as question:
+            answer = job.on_choice or (lambda asked: job.on_error(str(asked)))
+            self._send(job, lambda question=question: answer(question), last=True)
+        except UserError as error:
+            self._send(job, lambda text=str(error): job.on_error(text), last=True)
+        except Exception:  # noqa: BLE001 - the window must live on, and say what went wrong
+            text = f"Something went wrong inside the plugin: {traceback.format_exc(limit=-1).strip()}"
+            self._send(job, lambda: job.on_error(text), last=True)
+
+    def _let_pass(self) -> None:
+        """Run what came in while a polite job goes on; other polite ones wait for their turn."""
+        waiting = []
+        while not self._queue.empty():
+            job = self._queue.get()
+            if job is None or job.polite:
+                waiting.append(job)
+            else:
+                self._perform(job)
+        for job in waiting:
+            self._queue.put(job)
 
     def _send(self, job: Job, call: Callable[[], None], last: bool = False) -> None:
         if not self._closed:

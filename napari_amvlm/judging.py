@@ -42,7 +42,7 @@ class Judging:
         if ready is None or controller.layers is None:
             return
         store, opened, case = ready
-        label = controller.layers.masks[LABEL].copy()
+        label = controller.layers.masks[LABEL].copy(order="K")
         if not label.any():
             controller.notice("Your label is empty. If the structure is not in this scan, choose Absent.", True)
             return
@@ -73,6 +73,14 @@ class Judging:
             structure = self._controller.structure
             if self._controller.guard(lambda: store.mark(case.case_id, structure, "skipped") or True):
                 self._judged(f"{opened.title} skipped.")
+
+    def reject(self) -> None:
+        """The mask is no good and not worth mending: the trainer is to learn nothing from this case."""
+        if (ready := self._ready()) is not None:
+            store, opened, case = ready
+            structure = self._controller.structure
+            if self._controller.guard(lambda: store.mark(case.case_id, structure, "rejected") or True):
+                self._judged(f"{opened.title} rejected.")
 
     def undo(self) -> None:
         """Back to the judgement before the current one, of the open case."""

@@ -7,6 +7,7 @@ radiological and painting reaches the array that is saved.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,18 +26,26 @@ OPACITY = 0.55
 PLACEHOLDER = "amvlm_placeholder"
 TEXT_MASK, PREDICTION, LABEL = "Text mask", "Prediction", "Your label"
 COLOURS = dict(zip((TEXT_MASK, PREDICTION, LABEL), MASK_COLOURS, strict=True))
+STRIDE = 3
+TEXT_ONLY, PREDICTION_ONLY, FIRST_OTHER = 1, 2, 3
+"""What the outlines hold: where the two masks disagree, then other structures of the scan."""
+_STEPS_3D = ((4_000_000, 1), (30_000_000, 2))
+"""Voxels up to which a volume is shown in three dimensions whole, or at half size; larger ones at a quarter."""
 
 
 class CaseLayers:
-    """Three cells of image and mask: text mask, prediction, your label.
+    """Three cells of image, mask and outlines: text mask, prediction, your label.
+
+    The outlines of a cell share one array: other structures of the scan, and in the cell of your label also where text
+    mask and prediction disagree.
 
     Parameters
     ----------
     viewer : napari.Viewer
     opened : OpenCase
     reuse : CaseLayers, optional
-        The layers of the scan before. Images and masks are shown anew in them: napari needs seconds to take six
-        layers away and to make six others. The label layer is always a new one, since its undo history must not
+        The layers of the scan before. Images and masks are shown anew in them: napari needs seconds to take nine
+        layers away and to make nine others. The label layer is always a new one, since its undo history must not
         reach into another scan.
     """
 
@@ -44,12 +53,16 @@ class CaseLayers:
         self._viewer_ref = weakref.ref(viewer)
         self.opened = opened
         shape = opened.ras.shape[:3]
-        self.probs: dict[str, Mask] = {name: np.zeros(shape, np.uint8) for name in (TEXT_MASK, PREDICTION, "merged")}
-        self.masks: dict[str, Mask] = {name: np.zeros(shape, np.uint8) for name in COLOURS}
+        self.probs: dict[str, Mask] = {name: _empty(shape) for name in (TEXT_MASK, PREDICTION, "merged")}
+        self.masks: dict[str, Mask] = {name: _empty(shape) for name in COLOURS}
+        self.others: dict[str, Mask] = dict(opened.others)
+        self.outlined: Mask = _empty(shape)
         if opened.label is not None:
             self.masks[LABEL][:] = opened.label
         self.images: list[Image] = []
         self.labels: dict[str, Labels] = {}
+        self.outlines: list[Labels] = []
+        self._twins: list[Any] = []
         if reuse is not None and not (reuse.present() and reuse.opened.ras.ndim == opened.ras.ndim):
             reuse.remove()
             reuse = None
@@ -57,6 +70,8 @@ class CaseLayers:
             self._take_over(reuse)
         else:
             self._add()
+        if self.others:
+            self.show_others()
         label = self.labels[LABEL]
         label.brush_size = max(2, min(self.masks[LABEL].shape) // 8)
         label.selected_label = 1
@@ -75,14 +90,22 @@ class CaseLayers:
         metadata = {"amvlm": True, "affine": volume.affine, "sides_known": volume.sides_known}
         return {"scale": self.opened.spacing_mm[::-1], "metadata": metadata}
 
+    @property
+    def all(self) -> list[Any]:
+        """Every layer of the scan, in the viewer's order."""
+        cells = zip(self.images, self.labels.values(), self.outlines, strict=True)
+        return [layer for cell in cells for layer in cell]
+
     def _image_name(self, mask: str) -> str:
         return f"{self.opened.title} ({mask.lower()})"
+
+    # -- making and reusing -----------------------------------------------------------------------------------
 
     def _add(self) -> None:
         for layer in [layer for layer in self._viewer.layers if layer.metadata.get(PLACEHOLDER)]:
             self._viewer.layers.remove(layer)
         shown = to_display(self.opened.ras)
-        limits = _contrast_limits(self.opened.ras)
+        limits = contrast_limits(self.opened.ras)
         for name in COLOURS:
             image = Image(
                 shown, name=self._image_name(name), contrast_limits=limits, rgb=shown.ndim == 4,
@@ -91,6 +114,7 @@ class CaseLayers:
             self._viewer.add_layer(image)
             self.images.append(image)
             self._add_mask(name)
+            self._add_outlines(name)
         _link(self.images)
 
     def _add_mask(self, name: str) -> None:
@@ -104,10 +128,31 @@ class CaseLayers:
         _name_in_cell(mask, COLOURS[name])
         self.labels[name] = mask
 
+    def _add_outlines(self, cell: str) -> None:
+        name = f"Outlines ({cell.lower()})"
+        layer = Labels(to_display(self.outlined), name=name, colormap=self._outline_colours(cell), **self._common)
+        layer.opacity = 1.0
+        layer.contour = 1
+        layer.editable = False
+        self._viewer.add_layer(layer)
+        self.outlines.append(layer)
+
+    def _outline_colours(self, cell: str) -> DirectLabelColormap:
+        disagreement = cell == LABEL
+        colours: dict[int | None, str] = {
+            None: "transparent", 0: "transparent",
+            TEXT_ONLY: COLOURS[TEXT_MASK] if disagreement else "transparent",
+            PREDICTION_ONLY: COLOURS[PREDICTION] if disagreement else "transparent",
+        }  # fmt: skip
+        for number, name in enumerate(self.others):
+            colours[FIRST_OTHER + number] = self.opened.colours.get(name, "#d0d0d0")
+        return DirectLabelColormap(color_dict=colours)
+
     def _take_over(self, reuse: CaseLayers) -> None:
+        """Show this scan in another's layers; the label's is taken out and a new one put in its place."""
         shown = to_display(self.opened.ras)
-        limits = _contrast_limits(self.opened.ras)
-        self.images = reuse.images
+        limits = contrast_limits(self.opened.ras)
+        self.images, self.outlines = reuse.images, reuse.outlines
         for image, name in zip(self.images, COLOURS, strict=True):
             image.data = shown
             image.name = self._image_name(name)
@@ -117,11 +162,22 @@ class CaseLayers:
         if limits is not None:
             self.images[0].contrast_limits = limits  # the other two follow
         for name in (TEXT_MASK, PREDICTION):
-            mask = self.labels[name] = reuse.labels[name]
-            mask.data = to_display(self.masks[name])
-            mask.scale, mask.metadata = self._common["scale"], self._common["metadata"]
+            self._show_in(reuse.labels[name], self.masks[name])
+            reuse.labels[name].name = name
+            self.labels[name] = reuse.labels[name]
+        for layer, cell in zip(self.outlines, COLOURS, strict=True):
+            self._show_in(layer, self.outlined)
+            layer.colormap = self._outline_colours(cell)
         self._viewer.layers.remove(reuse.labels[LABEL])
         self._add_mask(LABEL)
+        order = self._viewer.layers
+        order.move(order.index(self.labels[LABEL]), order.index(self.outlines[-1]))
+
+    def _show_in(self, layer: Labels, array: Mask) -> None:
+        layer.data = to_display(array)
+        layer.scale, layer.metadata = self._common["scale"], self._common["metadata"]
+
+    # -- masks ------------------------------------------------------------------------------------------------
 
     def show_slices(self, axis: int, indices: list[int], found: dict[str, Mask], threshold: float) -> None:
         """Write probabilities of some slices (canonical ``axis``) in place and refresh the masks."""
@@ -129,13 +185,79 @@ class CaseLayers:
             np.moveaxis(self.probs[name], axis, 0)[indices] = probs
             if name in self.labels:
                 np.moveaxis(self.masks[name], axis, 0)[indices] = probs >= _level(threshold)
-                self.labels[name].refresh()
+        self._outline(axis, indices)
+        self.refresh()
 
-    def apply_threshold(self, threshold: float) -> None:
-        """Cut both masks anew; your label is not touched."""
+    def apply_threshold(self, threshold: float, axis: int, indices: list[int]) -> None:
+        """Cut both masks anew in some slices of a canonical axis; your label is not touched."""
         for name in (TEXT_MASK, PREDICTION):
-            np.greater_equal(self.probs[name], _level(threshold), out=self.masks[name], casting="unsafe")
-            self.labels[name].refresh()
+            probs = np.moveaxis(self.probs[name], axis, 0)
+            np.moveaxis(self.masks[name], axis, 0)[indices] = probs[indices] >= _level(threshold)
+        self._outline(axis, indices)
+
+    def threshold_everywhere(self, threshold: float) -> Iterator[bool]:
+        """The same for the whole volume, some slices at a time; runs in the worker."""
+        count = self.outlined.shape[2]
+        for first in range(0, count, 16):
+            self.apply_threshold(threshold, 2, list(range(first, min(first + 16, count))))
+            yield True
+
+    def _outline(self, axis: int, indices: list[int]) -> None:
+        """What the outlines hold in some slices: disagreement over the other structures."""
+        masks = {name: np.moveaxis(self.masks[name], axis, 0)[indices] for name in (TEXT_MASK, PREDICTION)}
+        found = np.zeros_like(masks[TEXT_MASK])
+        for number, other in enumerate(self.others.values()):
+            found[np.moveaxis(other, axis, 0)[indices] > 0] = FIRST_OTHER + number
+        if self.predicts:
+            found[masks[TEXT_MASK] > masks[PREDICTION]] = TEXT_ONLY
+            found[masks[PREDICTION] > masks[TEXT_MASK]] = PREDICTION_ONLY
+        np.moveaxis(self.outlined, axis, 0)[indices] = found
+
+    @property
+    def predicts(self) -> bool:
+        """False where there is no prediction that the text mask could disagree with."""
+        return bool(self.masks[PREDICTION].any())
+
+    def keep_as_other(self, name: str, mask: Mask) -> None:
+        """Show a structure's mask (canonical) as an outline in all three cells; an empty one is taken away."""
+        if mask.any():
+            self.others[name] = mask
+        else:
+            self.others.pop(name, None)
+        self.show_others()
+
+    def show_others(self) -> None:
+        """Draw the outlines of every other structure anew."""
+        for layer, cell in zip(self.outlines, COLOURS, strict=True):
+            layer.colormap = self._outline_colours(cell)
+        self._outline(2, list(range(self.outlined.shape[2])))
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Draw masks and outlines as their arrays are now."""
+        for layer in (self.labels[TEXT_MASK], self.labels[PREDICTION], *self.outlines):
+            layer.refresh(extent=False)
+
+    def clear_masks(self) -> None:
+        """Nothing was prompted yet."""
+        for array in (*self.probs.values(), self.masks[TEXT_MASK], self.masks[PREDICTION]):
+            array[:] = 0
+        self.show_others()
+
+    def compare(self, masks: list[Mask], names: list[str]) -> None:
+        """Show two other masks in the cells of text mask and prediction, their disagreement in the third."""
+        for kind, mask, name in zip((TEXT_MASK, PREDICTION), masks, names, strict=True):
+            self.masks[kind][:] = mask
+            self.labels[kind].name = name
+        self._outline(2, list(range(self.outlined.shape[2])))
+        self.refresh()
+
+    def end_comparison(self, names: list[str], threshold: float) -> None:
+        """The model's masks and their names again."""
+        for kind, name in zip((TEXT_MASK, PREDICTION), names, strict=True):
+            self.labels[kind].name = name
+        self.apply_threshold(threshold, 2, list(range(self.outlined.shape[2])))
+        self.refresh()
 
     def mask_to_start_from(self, source: str, threshold: float) -> Mask:
         """A new label array from "merged", the text mask, the prediction, or nothing."""
@@ -146,24 +268,70 @@ class CaseLayers:
 
     def replace_label(self, wanted: Mask) -> int:
         """Write a whole label as one undoable step in napari's own history; returns how many voxels changed."""
-        label = self.labels[LABEL]
-        shown = to_display(wanted)
-        changed = np.nonzero(label.data != shown)
-        if changed[0].size:
-            label.data_setitem(changed, shown[changed])
-        return int(changed[0].size)
+        label, mask = self.labels[LABEL], self.masks[LABEL]
+        planes = np.flatnonzero(wanted.any((0, 1)) | mask.any((0, 1)))
+        found = [np.stack(np.nonzero(mask[:, :, z] != wanted[:, :, z])) for z in planes]
+        count = [part.shape[1] for part in found]
+        if not sum(count):
+            return 0
+        across = np.concatenate(found, 1)
+        where = np.stack([across[0], across[1], np.repeat(planes, count)])
+        shown = tuple((np.array(mask.shape)[:, None] - 1 - where)[::-1])
+        label.data_setitem(shown, wanted[tuple(where)])
+        return sum(count)
+
+    # -- the view ---------------------------------------------------------------------------------------------
 
     def side_by_side(self, on: bool) -> None:
         """Three linked cells, or everything stacked on one image."""
         grid = self._viewer.canvas.grid
-        grid.stride, grid.shape, grid.enabled = 2, (1, 3), on
-        for image in self.images[1:]:
-            image.visible = on
+        grid.stride, grid.shape, grid.enabled = STRIDE, (1, 3), on
+        for layer in (*self.images[1:], *self.outlines[:2]):
+            layer.visible = on
         for name, mask in self.labels.items():
             mask.name_overlay.visible = on
             mask.contour = 0 if on or name == LABEL else 1
             mask.opacity = OPACITY if on else {LABEL: 0.3}.get(name, 1.0)
         self._viewer.reset_view()
+
+    def show_masks(self, on: bool) -> None:
+        """Hide every mask to look at the image alone, or show them again."""
+        for layer in (*self.labels.values(), *self.outlines):
+            layer.opacity = (OPACITY if layer in self.labels.values() else 1.0) if on else 0.0
+
+    def show_3d(self, on: bool, side_by_side: bool) -> None:
+        """Quarter-size twins of image and masks stand in while the view is three-dimensional."""
+        for layer in self._twins:
+            if layer in self._viewer.layers:
+                self._viewer.layers.remove(layer)
+        self._twins = []
+        for layer in self.all:
+            layer.visible = not on
+        for layer in (*self.labels.values(), *self.outlines):
+            layer.contour = 0 if on or layer not in self.outlines else 1  # napari draws none in three dimensions
+        if not on:
+            self._viewer.layers.selection.active = self.labels[LABEL]
+            self.side_by_side(side_by_side)
+            return
+        self._viewer.canvas.grid.enabled = False
+        step = next((step for voxels, step in _STEPS_3D if self.outlined.size <= voxels), 4)
+        every = (slice(None, None, step),) * 3
+        where = {"scale": np.array(self.opened.spacing_mm[::-1]) * step, "metadata": {"amvlm_twin": True}}
+        shown = to_display(self.opened.ras)[every]
+        image = Image(
+            np.ascontiguousarray(shown), name="3-D image", rgb=shown.ndim == 4, rendering="attenuated_mip",
+            contrast_limits=self.images[0].contrast_limits if shown.ndim == 3 else None, **where,
+        )  # fmt: skip
+        self._twins = [image]
+        for name, mask in self.masks.items():
+            colours: dict[int | None, str] = {None: "transparent", 0: "transparent", 1: COLOURS[name]}
+            small = _any_of_block(to_display(mask), step)
+            self._twins.append(
+                Labels(small, name=f"3-D {name.lower()}", colormap=DirectLabelColormap(color_dict=colours),
+                       visible=name == LABEL, **where)
+            )  # fmt: skip
+        for layer in self._twins:
+            self._viewer.add_layer(layer)
 
     def fullest_slice(self, axis: int) -> int | None:
         """The canonical slice with the largest text mask or prediction; None where both are empty."""
@@ -178,24 +346,38 @@ class CaseLayers:
 
     def present(self) -> bool:
         """False once the person removed one of the layers."""
-        return all(layer in self._viewer.layers for layer in [*self.images, *self.labels.values()])
+        return all(layer in self._viewer.layers for layer in self.all)
 
     def remove(self) -> None:
-        for layer in [*self.images, *self.labels.values()]:
+        for layer in [*self._twins, *self.all]:
             if layer in self._viewer.layers:
                 self._viewer.layers.remove(layer)
+
+
+def _empty(shape: tuple[int, ...]) -> Mask:
+    """Zeros whose axial slices lie together in memory: those are stepped through."""
+    return np.zeros(shape, np.uint8, order="F")
 
 
 def _level(threshold: float) -> int:
     return max(1, round(threshold * 255))
 
 
-def _contrast_limits(ras: NDArray[Any]) -> tuple[float, float] | None:
+def contrast_limits(ras: NDArray[Any]) -> tuple[float, float] | None:
+    """The 0.5 to 99.5 % range of a volume's finite voxels; None for RGB."""
     if ras.ndim == 4:
         return None
     sample = ras.reshape(-1)[:: max(1, ras.size // 200_000)].astype(np.float64)
     low, high = (float(value) for value in np.nanquantile(sample[np.isfinite(sample)], (0.005, 0.995)))
     return (low, high) if high > low else (low, low + 1)
+
+
+def _any_of_block(mask: Mask, step: int) -> Mask:
+    """Smaller, keeping what is thin: a small voxel is set where any voxel of its block is."""
+    padded = np.pad(mask, [(0, -n % step) for n in mask.shape])
+    z, y, x = (n // step for n in padded.shape)
+    small: Mask = padded.reshape(z, step, y, step, x, step).max((1, 3, 5))
+    return small
 
 
 def _name_in_cell(layer: Labels, colour: str) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from napari_amvlm.engine import ModelEntry
+import numpy as np
+
+from amvlm.text import swap_sides
+from napari_amvlm.engine import Guard, ModelEntry
 from napari_amvlm.jobs import Job
 from napari_amvlm.layers import PREDICTION, TEXT_MASK, CaseLayers
 
@@ -22,6 +25,7 @@ class Prompting:
         self._controller = controller
         self.models: list[ModelEntry] = []
         self.model: ModelEntry | None = None
+        self._cutting: Job | None = None
 
     def list_models(self) -> None:
         """Ask the worker which models there are; the chosen one stays, else the newest trained one."""
@@ -56,9 +60,11 @@ class Prompting:
         elif controller.judging.saving:
             controller.notice("Wait until the label is saved.")
         else:
-            for line in [line for line in text.splitlines() if line.strip()] or [text]:
-                controller.choose_structure_named_in(line)
-                self._run_line(line, layers, model)
+            lines = [line for line in text.splitlines() if line.strip()] or [text]
+            for line in lines[:-1]:
+                self._run_aside(line, layers, model)
+            controller.choose_structure_named_in(lines[-1])
+            self._run_line(lines[-1], layers, model)
 
     def cancel(self) -> None:
         """End the jobs of the open scan; what is on screen stays."""
@@ -76,6 +82,33 @@ class Prompting:
         shown = int(self._controller.viewer.dims.current_step[2 - axis])
         return int(layers.opened.ras.shape[axis]) - 1 - shown
 
+    def _run_aside(self, prompt: str, layers: CaseLayers, model: ModelEntry) -> None:
+        """A prompt of several: its merged mask becomes an outline, and a draft of its own structure in a study."""
+        controller, opened = self._controller, layers.opened
+        name = controller.structure_for(prompt)
+        visible = tuple(self.visible_slice(axis) for axis in range(3))
+        kept = np.zeros(opened.ras.shape[:3], np.uint8)
+        head: dict[str, int] = {}
+
+        def arrived(result: Any) -> None:
+            if isinstance(result, tuple):
+                head["axis"] = result[1]
+            elif not isinstance(result, Guard):
+                cut = result.merged >= max(1, round(controller.threshold * 255))
+                np.moveaxis(kept, head["axis"], 0)[result.indices] = cut
+
+        def ended(whole: bool) -> None:
+            if whole and controller.layers is layers and layers.present():
+                layers.keep_as_other(name, kept)
+                controller.label.keep_draft_of(name, kept)
+
+        controller.worker.submit(
+            Job(
+                lambda: controller.engine.segment(model.folder, opened.volume, prompt, visible),
+                owner=opened, kind=KIND, on_result=arrived, on_end=ended, on_error=controller.fail,
+            )
+        )  # fmt: skip
+
     def _run_line(self, prompt: str, layers: CaseLayers, model: ModelEntry) -> None:
         controller, opened = self._controller, layers.opened
         visible = tuple(self.visible_slice(axis) for axis in range(3))
@@ -88,6 +121,9 @@ class Prompting:
             if isinstance(result, tuple):
                 head["warnings"], head["axis"], head["predicts"], head["fingerprint"] = result
                 controller.notice(" ".join(head["warnings"]), bool(head["warnings"]))
+                return
+            if isinstance(result, Guard):
+                head["guard"] = result.sentence
                 return
             found = {TEXT_MASK: result.text_mask, PREDICTION: result.prediction, "merged": result.merged}
             layers.show_slices(head["axis"], result.indices, found, controller.threshold)
@@ -103,7 +139,7 @@ class Prompting:
                 controller.panel.show_idle()
             if whole and layers.present() and head:
                 controller.label.prompted(prompt, str(head["fingerprint"]), bool(head["predicts"]))
-                self._show_where_found(prompt, head["axis"], head["warnings"])
+                self._show_where_found(prompt, head["axis"], [*head["warnings"], *filter(None, [head.get("guard")])])
             controller.label.measure_soon()
 
         if controller.panel is not None:
@@ -114,6 +150,45 @@ class Prompting:
                 owner=opened, kind=KIND, on_result=arrived, on_end=ended, on_error=controller.fail,
             )
         )  # fmt: skip
+
+    def apply_threshold(self, threshold: float) -> None:
+        """The slice on screen at once, the rest in the worker; your label is not touched."""
+        controller, layers = self._controller, self._controller.layers
+        if layers is None or not layers.present():
+            return
+        axis = 2 - int(controller.viewer.dims.order[0])
+        layers.apply_threshold(threshold, axis, [self.visible_slice(axis)])
+        layers.refresh()
+        if self._cutting is not None:
+            self._cutting.cancel()
+        self._cutting = controller.worker.submit(
+            Job(
+                lambda: layers.threshold_everywhere(threshold), owner=layers.opened,
+                on_end=lambda whole: self._threshold_settled(layers) if whole else None,
+            )
+        )  # fmt: skip
+
+    def _threshold_settled(self, layers: CaseLayers) -> None:
+        if self._controller.layers is layers and layers.present():
+            layers.refresh()
+            self._controller.label.measure_soon()
+
+    def offer_completions(self) -> None:
+        """Wordings to complete: structures, prompts used for them, and the study's captions, in the patient's sides."""
+        controller = self._controller
+        store, panel = controller.store, controller.panel
+        if store is None or panel is None:
+            return
+        found: dict[str, None] = {}
+        for structure in store.structures():
+            found.update(dict.fromkeys((structure.name, *structure.prompts)))
+        image_sided = any(case.laterality == "image" for case in store.cases()[:1])
+        for texts in store.captions().values():
+            for _, text in texts:
+                found[swap_sides(text) if image_sided else text] = None
+                if len(found) > 2000:
+                    break
+        panel.prompt.offer(list(found))
 
     def _show_where_found(self, prompt: str, axis: int, warnings: list[str]) -> None:
         """Say plainly when nothing was found; go to the largest slice when this one is empty."""

@@ -1,4 +1,4 @@
-"""Reader contribution: NIfTI in radiological display, with its geometry."""
+"""Reader contribution: scans in radiological display, with their geometry."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm")
 LayerData = tuple[Any, dict[str, Any], str]
 
 
 def get_reader(path: str | list[str]) -> Callable[[str | list[str]], list[LayerData]] | None:
-    """Take one or several NIfTI files."""
+    """Take one or several volumes; what holds several series or volumes is refused in words, *Open scan* asks."""
     paths = [path] if isinstance(path, str) else path
-    return read if all(name.lower().endswith((".nii", ".nii.gz")) for name in paths) else None
+    return read if all(name.lower().endswith(SUFFIXES) for name in paths) else None
 
 
 def read(path: str | list[str]) -> list[LayerData]:

@@ -22,5 +22,5 @@ def open_sample() -> list[tuple[Any, dict[str, Any], str]]:
     viewer = napari.current_viewer()
     if viewer is not None:
         _, widget = viewer.window.add_plugin_dock_widget("napari-amvlm", "Segment with text")
-        widget.controller.open_sample()
+        widget.controller.studies.open_sample()
     return [(array, options, kind)]

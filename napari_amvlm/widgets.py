@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from napari_amvlm.controller import Controller
 from napari_amvlm.panels.prompt import PromptPanel
+from napari_amvlm.panels.review import ReviewPanel
 from napari_amvlm.panels.train import TrainPanel
 
 if TYPE_CHECKING:
@@ -19,6 +20,15 @@ class SegmentWithText(PromptPanel):
         super().__init__()
         self.controller = Controller.of(napari_viewer)
         self.controller.attach_prompt_panel(self)
+
+
+class ReviewPseudoLabels(ReviewPanel):
+    """Plugins ▸ AMVLM ▸ Review pseudo-labels."""
+
+    def __init__(self, napari_viewer: napari.viewer.Viewer) -> None:
+        super().__init__()
+        self.controller = Controller.of(napari_viewer)
+        self.controller.attach_review_panel(self)
 
 
 class Train(TrainPanel):

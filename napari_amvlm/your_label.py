@@ -13,6 +13,8 @@ from napari_amvlm.jobs import Job
 from napari_amvlm.layers import LABEL, PREDICTION, TEXT_MASK
 
 if TYPE_CHECKING:
+    from napari.layers import Labels
+
     from napari_amvlm.controller import Controller
 
 AUTOSAVE_MS = 30_000
@@ -47,10 +49,27 @@ class YourLabel(QObject):
         self._dirty = False
         self._touched = loaded is not None
         self._started_from = "empty"
-        self._start_mask = None if loaded is None else loaded.copy()
+        self._start_mask = None if loaded is None else loaded.copy(order="K")
         self._start = "merged"
         self._prompt = ""
         self._fingerprint = ""
+
+    def watch(self, layer: Labels) -> None:
+        """Hear of strokes on the label's layer, and of undo and redo, which napari does not tell."""
+        layer.events.paint.connect(self.painted)
+
+        def undo(labels: Labels) -> None:
+            """Undo the last stroke, copy or whole mask"""
+            labels.undo()
+            self.painted()
+
+        def redo(labels: Labels) -> None:
+            """Redo it"""
+            labels.redo()
+            self.painted()
+
+        layer.bind_key("Control-Z", undo, overwrite=True)
+        layer.bind_key("Control-Shift-Z", redo, overwrite=True)
 
     def origin(self) -> dict[str, Any]:
         """Where the label on screen came from, as a revision records it."""
@@ -83,6 +102,34 @@ class YourLabel(QObject):
         """Take the chosen mask, unless a hand touched the label."""
         if not self._touched:
             self._fill(self._start)
+
+    def edited(self, wanted: Mask) -> None:
+        """Put a corrected label on screen, as one undoable step that counts as the person's own."""
+        if self._controller.layers is not None and self._controller.layers.replace_label(wanted):
+            self.painted()
+
+    def discard_draft(self) -> None:
+        """Go back to the label as it was last judged; the restored work can be had again with undo."""
+        controller = self._controller
+        store, layers = controller.store, controller.layers
+        if store is None or layers is None or layers.opened.case is None:
+            return
+        case, structure, volume = layers.opened.case, controller.structure, layers.opened.volume
+
+        def show(found: tuple[Mask | None, bool]) -> None:
+            if controller.layers is layers and controller.structure == structure:
+                kept = found[0]
+                self.write(np.zeros_like(layers.masks[LABEL]) if kept is None else kept)
+                self.begin(kept)
+                controller.refresh_lists()
+                self.measure_soon()
+
+        def work() -> Any:
+            store.discard_draft(case.case_id, structure)
+            return controller.engine.label_of(store, case, structure, volume)
+
+        self._dirty = False
+        controller.worker.submit(Job(work, owner=layers.opened, on_result=show, on_error=controller.fail))
 
     def start_from(self, source: str) -> None:
         """Start over from a mask, even after strokes."""
@@ -132,6 +179,21 @@ class YourLabel(QObject):
             )
         )  # fmt: skip
 
+    def keep_draft_of(self, structure: str, mask: Mask) -> None:
+        """A mask of another structure that a prompt found: kept as a draft where nothing was judged yet."""
+        controller = self._controller
+        store, layers = controller.store, controller.layers
+        if store is None or layers is None or layers.opened.case is None or not mask.any():
+            return
+        case, volume = layers.opened.case, layers.opened.volume
+        if store.state(case.case_id, structure) == "unknown":
+            controller.worker.submit(
+                Job(
+                    lambda: controller.engine.save_draft(store, case, structure, mask, volume),
+                    on_result=lambda _: controller.show_state(), on_error=controller.fail,
+                )
+            )  # fmt: skip
+
     # -- drafts -----------------------------------------------------------------------------------------------
 
     def saved(self) -> None:
@@ -155,7 +217,7 @@ class YourLabel(QObject):
         if store is None or layers is None or layers.opened.case is None or not (self._dirty and self._touched):
             return None
         self._dirty = False
-        label = layers.masks[LABEL].copy() if copy else layers.masks[LABEL]
+        label = layers.masks[LABEL].copy(order="K") if copy else layers.masks[LABEL]
         case, structure, volume = layers.opened.case, controller.structure, layers.opened.volume
         return lambda: controller.engine.save_draft(store, case, structure, label, volume)
 

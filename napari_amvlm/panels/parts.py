@@ -6,7 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QFrame, QLabel, QPushButton, QScrollArea, QVBoxLayout, QWidget
+from qtpy.QtWidgets import (
+    QDialog,
+    QFrame,
+    QGridLayout,
+    QLabel,
+    QPushButton,
+    QScrollArea,
+    QToolButton,
+    QVBoxLayout,
+    QWidget,
+)
 
 RESEARCH_ONLY = "Research use only, not for diagnosis."
 
@@ -39,6 +49,35 @@ def button(text: str, tip: str, action: Callable[[], Any]) -> QPushButton:
     made.setToolTip(tip)
     made.clicked.connect(lambda: action())
     return made
+
+
+def tool(text: str, tip: str, action: Callable[[], Any], checkable: bool = False) -> QToolButton:
+    """A small button for a row of tools."""
+    made = QToolButton()
+    made.setText(text)
+    made.setToolTip(tip)
+    made.setCheckable(checkable)
+    made.setStyleSheet(
+        "QToolButton { padding: 3px 7px; border: 1px solid #5a626c; border-radius: 3px; }"
+        "QToolButton:checked { background: #2a6f86; } QToolButton:hover { border-color: #9aa0a6; }"
+    )
+    made.clicked.connect(lambda: action())
+    return made
+
+
+def show_table(title: str, rows: dict[str, str], parent: QWidget | None = None) -> QDialog:
+    """A small window with two columns, such as keys and what they do."""
+    window = QDialog(parent)
+    window.setWindowTitle(title)
+    window.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+    grid = QGridLayout(window)
+    grid.setContentsMargins(20, 16, 20, 16)
+    grid.setHorizontalSpacing(24)
+    for number, (left, right) in enumerate(rows.items()):
+        grid.addWidget(QLabel(f"<b>{left}</b>"), number, 0)
+        grid.addWidget(QLabel(right), number, 1)
+    window.show()
+    return window
 
 
 def wrapped(text: str = "") -> QLabel:

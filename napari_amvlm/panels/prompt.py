@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
-from qtpy.QtCore import QEvent, QObject, Qt, Signal
+from qtpy.QtCore import QEvent, QObject, QStringListModel, Qt, Signal
 from qtpy.QtGui import QKeyEvent
 from qtpy.QtWidgets import (
+    QButtonGroup,
     QComboBox,
+    QCompleter,
     QFormLayout,
     QGridLayout,
     QHBoxLayout,
@@ -22,9 +24,17 @@ from qtpy.QtWidgets import (
 )
 from superqt import QLabeledDoubleSlider
 
-from napari_amvlm.panels.parts import Panel, button, small
+from napari_amvlm.panels.parts import Panel, button, small, tool
 
 MASK_COLOURS = ("#2fb5d2", "#f2a93b", "#e0457b")
+_TAB = Qt.Key.Key_Tab
+COPY_SOURCES = ("Text mask", "Prediction")
+CORRECTIONS = (
+    ("Smooth", "smooth", "Round off the outline of the whole label"),
+    ("Fill holes", "fill holes", "Fill what is enclosed in each slice of this plane"),
+    ("Largest part", "largest part", "Keep the largest connected part only"),
+    ("Interpolate", "interpolate", "Fill the slices of this plane between painted ones"),
+)
 STARTS = (("Merged mask", "merged"), ("Text mask", "Text mask"), ("Prediction", "Prediction"), ("Empty", "empty"))
 
 
@@ -37,6 +47,12 @@ class PromptEdit(QPlainTextEdit):
         super().__init__()
         self._history: list[str] = []
         self._position = 0
+        self._completer = QCompleter(self)
+        self._completer.setWidget(self)
+        self._completer.setCaseSensitivity(Qt.CaseSensitivity.CaseInsensitive)
+        self._completer.setFilterMode(Qt.MatchFlag.MatchContains)
+        self._completer.setMaxVisibleItems(8)
+        self._completer.activated.connect(self._insert)
         self.setPlaceholderText("What to outline, for example: anterior hippocampus")
         self.setToolTip(
             "Enter runs · Shift+Enter new line · Ctrl+↑/↓ earlier prompts. Left and right are the patient's."
@@ -47,6 +63,12 @@ class PromptEdit(QPlainTextEdit):
 
     def keyPressEvent(self, event: QKeyEvent) -> None:  # noqa: N802
         enter = event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter)
+        popup = self._completer.popup()
+        chosen = popup.isVisible() and popup.currentIndex().isValid()
+        if popup.isVisible() and (event.key() == Qt.Key.Key_Escape or (chosen and (enter or event.key() == _TAB))):
+            event.ignore()  # the list of completions takes it
+            return
+        popup.hide() if enter else None
         control = bool(event.modifiers() & Qt.KeyboardModifier.ControlModifier)
         if enter and not event.modifiers() & Qt.KeyboardModifier.ShiftModifier:
             self.submit()
@@ -54,6 +76,37 @@ class PromptEdit(QPlainTextEdit):
             self._walk(-1 if event.key() == Qt.Key.Key_Up else 1)
         else:
             super().keyPressEvent(event)
+            if event.text().isprintable() and event.text():
+                self._complete()
+
+    def offer(self, wordings: list[str]) -> None:
+        """Wordings to complete the line at hand with."""
+        self._completer.setModel(QStringListModel(wordings, self._completer))
+
+    def _line_start(self) -> str:
+        cursor = self.textCursor()
+        return str(cursor.block().text()[: cursor.positionInBlock()]).lstrip()
+
+    def _complete(self) -> None:
+        """Show what goes on as the line begins, or contains it."""
+        typed = self._line_start()
+        popup = self._completer.popup()
+        self._completer.setCompletionPrefix(typed)
+        count = self._completer.completionCount()
+        alone = count == 1 and self._completer.currentCompletion() == typed
+        if len(typed) < 2 or not count or alone or self._completer.model().rowCount() == 0:
+            popup.hide()
+            return
+        place = self.cursorRect()
+        place.setWidth(self.viewport().width() - 8)
+        place.setLeft(4)
+        self._completer.complete(place)
+
+    def _insert(self, wording: str) -> None:
+        cursor = self.textCursor()
+        cursor.movePosition(cursor.MoveOperation.StartOfBlock, cursor.MoveMode.KeepAnchor)
+        cursor.insertText(wording)
+        self.setTextCursor(cursor)
 
     def submit(self) -> None:
         """Emit the text and remember it."""
@@ -73,6 +126,7 @@ class PromptPanel(Panel):
     """The panel *Segment with text*. Signals name what the person did."""
 
     open_scan_requested = Signal()
+    open_folder_requested = Signal()
     open_study_requested = Signal()
     new_study_requested = Signal()
     add_scans_requested = Signal()
@@ -88,6 +142,12 @@ class PromptPanel(Panel):
     threshold_released = Signal()
     start_requested = Signal(str)
     view_chosen = Signal(bool)
+    plane_chosen = Signal(str)
+    window_chosen = Signal(str)
+    copy_brush_chosen = Signal(str)
+    correction_requested = Signal(str)
+    offer_declined = Signal()
+    keys_requested = Signal()
     accepted = Signal()
     absent_marked = Signal()
     skipped = Signal()
@@ -96,7 +156,11 @@ class PromptPanel(Panel):
     def __init__(self) -> None:
         super().__init__()
         self.column.setSpacing(8)
-        for part in (self._files(), self._hint(), self._study(), self._prompting(), self._masks(), self._judging()):
+        parts = (
+            self._files(), self._hint(), self._study(), self._prompting(), self._looking(), self._masks(),
+            self._correcting(), self._judging(),
+        )  # fmt: skip
+        for part in parts:
             part.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Maximum)
             self.column.addWidget(part)
         for combo in self.body.findChildren(QComboBox):
@@ -112,7 +176,12 @@ class PromptPanel(Panel):
         row = QWidget()
         layout = QHBoxLayout(row)
         layout.setContentsMargins(0, 0, 0, 0)
-        scan = button("Open scan…", "Look at one scan without a study", self.open_scan_requested.emit)
+        scan = QPushButton("Open scan")
+        scan.setToolTip("Look at one scan without a study")
+        kinds = QMenu(scan)
+        kinds.addAction("File… (NIfTI, NRRD, MHA, DICOM, picture)", self.open_scan_requested.emit)
+        kinds.addAction("DICOM folder…", self.open_folder_requested.emit)
+        scan.setMenu(kinds)
         study = QPushButton("Study")
         study.setToolTip("Open or make a study, add scans, export labels")
         menu = QMenu(study)
@@ -125,9 +194,30 @@ class PromptPanel(Panel):
         study.setMenu(menu)
         layout.addWidget(scan, 1)
         layout.addWidget(study, 1)
+        layout.addWidget(tool("?", "Keys and mouse (?)", self.keys_requested.emit))
         return row
 
     def _hint(self) -> QWidget:
+        box = QWidget()
+        layout = QVBoxLayout(box)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(self._notice_label())
+        self._offer = QWidget()
+        row = QHBoxLayout(self._offer)
+        row.setContentsMargins(0, 0, 0, 0)
+        self._offer_text = small("")
+        self._decline = button("Discard it", "Go back to the label as it was last judged", self._emit_declined)
+        row.addWidget(self._offer_text, 1)
+        row.addWidget(self._decline)
+        self._offer.setVisible(False)
+        layout.addWidget(self._offer)
+        return box
+
+    def _emit_declined(self) -> None:
+        self._offer.setVisible(False)
+        self.offer_declined.emit()
+
+    def _notice_label(self) -> QLabel:
         self._notice = QLabel()
         self._notice.setWordWrap(True)
         self._notice.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
@@ -153,6 +243,7 @@ class PromptPanel(Panel):
 
     def _prompting(self) -> QWidget:
         self._prompt_box = QWidget()
+        self._prompt_box.setToolTip("")
         layout = QVBoxLayout(self._prompt_box)
         layout.setContentsMargins(0, 0, 0, 0)
         self.prompt = PromptEdit()
@@ -175,6 +266,30 @@ class PromptPanel(Panel):
         row.addWidget(self._cancel)
         layout.addLayout(row)
         return self._prompt_box
+
+    def _looking(self) -> QWidget:
+        self._view_box = QWidget()
+        layout = QVBoxLayout(self._view_box)
+        layout.setContentsMargins(0, 0, 0, 0)
+        row = QHBoxLayout()
+        self.planes = [
+            tool(name, f"Show the {name.lower()} plane (Q: next)", lambda name=name: self.plane_chosen.emit(name))
+            for name in ("Axial", "Coronal", "Sagittal")
+        ]
+        for each in self.planes:
+            row.addWidget(each)
+        row.addStretch()
+        row.addWidget(tool("◫", "Three linked views (G)", lambda: self.view_chosen.emit(True)))
+        row.addWidget(tool("▣", "All masks on one image (G)", lambda: self.view_chosen.emit(False)))
+        layout.addLayout(row)
+        row = QHBoxLayout()
+        self.windows = QComboBox()
+        self.windows.setToolTip("Window (W: next); or drag with the middle mouse button")
+        self.windows.activated.connect(lambda _: self.window_chosen.emit(self.windows.currentText()))
+        row.addWidget(QLabel("Window"))
+        row.addWidget(self.windows, 1)
+        layout.addLayout(row)
+        return self._view_box
 
     def _masks(self) -> QWidget:
         self._mask_box = QWidget()
@@ -199,11 +314,39 @@ class PromptPanel(Panel):
         again = button("Start over", "Put this mask into your label (can be undone)", self._emit_start)
         row.addWidget(again)
         form.addRow("Label from", row)
-        row = QHBoxLayout()
-        row.addWidget(button("Side by side", "Three linked views", lambda: self.view_chosen.emit(True)))
-        row.addWidget(button("Stacked", "All masks on one image", lambda: self.view_chosen.emit(False)))
-        form.addRow("View", row)
         return self._mask_box
+
+    def _correcting(self) -> QWidget:
+        self._correct_box = QWidget()
+        layout = QVBoxLayout(self._correct_box)
+        layout.setContentsMargins(0, 0, 0, 0)
+        row = QHBoxLayout()
+        row.addWidget(QLabel("Brush takes"))
+        self._brushes = QButtonGroup(self)
+        self._brushes.setExclusive(False)
+        for name in COPY_SOURCES:
+            brush = tool(name, f"A brush that copies the {name.lower()} into your label", lambda: None, checkable=True)
+            brush.toggled.connect(lambda on, name=name: self._emit_brush(name, on))
+            self._brushes.addButton(brush)
+            row.addWidget(brush)
+        row.addStretch()
+        layout.addLayout(row)
+        grid = QGridLayout()
+        for number, (text, kind, tip) in enumerate(CORRECTIONS):
+            each = tool(text, f"{tip} (Ctrl+Z undoes it)", lambda kind=kind: self.correction_requested.emit(kind))
+            each.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+            grid.addWidget(each, 0, number)
+        layout.addLayout(grid)
+        return self._correct_box
+
+    def _emit_brush(self, name: str, on: bool) -> None:
+        for brush in self._brushes.buttons():
+            if on and brush.text() != name:
+                brush.blockSignals(True)
+                brush.setChecked(False)
+                brush.blockSignals(False)
+        if on or not any(brush.isChecked() for brush in self._brushes.buttons()):
+            self.copy_brush_chosen.emit(name if on else "")
 
     def _judging(self) -> QWidget:
         self._judge_box = QWidget()
@@ -240,19 +383,46 @@ class PromptPanel(Panel):
             "Open a scan, or a study to keep labels.\n"
             "New here? Study ▸ Hippocampus sample opens forty scans with a model."
         )
-        for box in (self._study_box, self._prompt_box, self._mask_box, self._judge_box):
+        for box in (*self._scan_boxes, self._study_box, self._judge_box):
             box.setVisible(False)
         self._add_action.setEnabled(False)
         self._export_action.setEnabled(False)
 
     def show_open(self, in_study: bool) -> None:
         """Show what applies to an open scan; judging needs a study."""
-        for box in (self._prompt_box, self._mask_box):
+        self._offer.setVisible(False)
+        for box in self._scan_boxes:
             box.setVisible(True)
         for box in (self._study_box, self._judge_box):
             box.setVisible(in_study)
         self._add_action.setEnabled(in_study)
         self._export_action.setEnabled(in_study)
+
+    @property
+    def _scan_boxes(self) -> tuple[QWidget, ...]:
+        return self._prompt_box, self._view_box, self._mask_box, self._correct_box
+
+    def show_view_choices(self, windows: list[str], planes: bool) -> None:
+        """Which windows there are for this scan, and whether it has planes to choose from."""
+        self.windows.clear()
+        self.windows.addItems(windows)
+        for each in self.planes:
+            each.setVisible(planes)
+
+    def show_window_chosen(self, name: str) -> None:
+        self.windows.setCurrentText(name)
+
+    def show_copy_brush_off(self) -> None:
+        for brush in self._brushes.buttons():
+            brush.blockSignals(True)
+            brush.setChecked(False)
+            brush.blockSignals(False)
+
+    def show_offer(self, text: str, action: str) -> None:
+        """Something that was done for the person, with a way back."""
+        self._offer_text.setText(text)
+        self._decline.setText(action)
+        self._offer.setVisible(True)
 
     def show_notice(self, text: str, warning: bool = False) -> None:
         """One sentence above the form; empty hides it."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from napari_amvlm.controller import Controller
-from napari_amvlm.widgets import SegmentWithText, Train
+from napari_amvlm.widgets import ReviewPseudoLabels, SegmentWithText, Train
 
 WAIT_MS = 60_000
 
@@ -27,8 +27,10 @@ class Window:
     def __init__(self, viewer: Any, qtbot: Any) -> None:
         self.viewer, self.qtbot = viewer, qtbot
         self.prompt = SegmentWithText(viewer)
+        self.review = ReviewPseudoLabels(viewer)
         self.train = Train(viewer)
         viewer.window.add_dock_widget(self.prompt, name="Segment with text")
+        viewer.window.add_dock_widget(self.review, name="Review pseudo-labels", tabify=True)
         viewer.window.add_dock_widget(self.train, name="Train", tabify=True)
         self.controller: Controller = self.prompt.controller
 
@@ -39,7 +41,7 @@ class Window:
         self.wait(lambda: not self.controller.worker.busy)
 
     def open(self, study: Path, case_id: str = "") -> None:
-        self.controller.open_study(study)
+        self.controller.studies.open_study(study)
         self.wait(lambda: self.controller.layers is not None and not self.controller.worker.busy)
         if case_id and self.controller.open_case_id != case_id:
             self.controller.open_case(case_id)

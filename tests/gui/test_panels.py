@@ -150,14 +150,15 @@ def test_every_button_signals(qtbot: Any) -> None:
     qtbot.addWidget(panel)
     panel.show_open(in_study=True)
     signals = {
-        "Open scan…": panel.open_scan_requested, "New…": panel.new_structure_requested,
+        "New…": panel.new_structure_requested,
         "Cancel": panel.cancel_requested,
         "Accept  (A)": panel.accepted, "Absent (N)": panel.absent_marked, "Skip (K)": panel.skipped,
-        "Undo (U)": panel.label_undone, "Start over": panel.start_requested, "Stacked": panel.view_chosen,
+        "Undo (U)": panel.label_undone, "Start over": panel.start_requested, "▣": panel.view_chosen,
+        "Coronal": panel.plane_chosen, "Smooth": panel.correction_requested, "?": panel.keys_requested,
     }  # fmt: skip
-    from qtpy.QtWidgets import QPushButton
+    from qtpy.QtWidgets import QAbstractButton
 
-    buttons = {button.text(): button for button in panel.findChildren(QPushButton)}
+    buttons = {button.text(): button for button in panel.findChildren(QAbstractButton)}
     for text, signal in signals.items():
         with qtbot.waitSignal(signal, timeout=1000):
             buttons[text].click()

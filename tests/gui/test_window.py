@@ -25,7 +25,7 @@ STRUCTURE = "anterior hippocampus"
 
 def test_the_panels_are_in_the_plugins_menu(make_napari_viewer: Callable[..., Any]) -> None:
     viewer = make_napari_viewer()
-    for name in ("Segment with text", "Train"):
+    for name in ("Segment with text", "Review pseudo-labels", "Train"):
         _, widget = viewer.window.add_plugin_dock_widget("napari-amvlm", name)
         assert widget.controller is Controller.of(viewer)
     Controller.of(viewer).close()
@@ -41,7 +41,7 @@ def test_prompt_compare_correct_accept(window: Any, study: Path) -> None:
     case_id = window.controller.open_case_id
     window.run()
     layers = window.controller.layers
-    assert [layer.name for layer in window.viewer.layers][1::2] == [TEXT_MASK, PREDICTION, LABEL]
+    assert [layer.name for layer in window.viewer.layers][1::3] == [TEXT_MASK, PREDICTION, LABEL]
     assert layers.masks[TEXT_MASK].any()
     assert layers.masks[PREDICTION].any()
     assert layers.masks[LABEL].any()
@@ -87,6 +87,7 @@ def test_the_threshold_moves_the_masks_and_never_a_touched_label(window: Any, st
     layers = window.controller.layers
     text, untouched = layers.masks[TEXT_MASK].sum(), layers.masks[LABEL].sum()
     window.prompt.threshold.setValue(0.9)
+    window.idle()
     window.controller.label.follow()
     assert layers.masks[TEXT_MASK].sum() < text
     assert layers.masks[LABEL].sum() < untouched
@@ -115,7 +116,8 @@ def test_a_late_result_lands_on_its_case_or_nowhere(window: Any, study: Path) ->
     assert new is not old
     assert not any(mask.any() for mask in new.masks.values())
     assert not any(probs.any() for probs in new.probs.values())
-    assert all(layer.name.startswith(new.opened.title) or layer.name in new.masks for layer in window.viewer.layers)
+    known = (new.opened.title, "Outlines", *new.masks)
+    assert all(layer.name.startswith(known) for layer in window.viewer.layers)
 
 
 def test_no_judgement_while_a_prompt_runs(window: Any, study: Path) -> None:
@@ -166,7 +168,7 @@ def test_unsaved_work_comes_back(window: Any, study: Path) -> None:
     window.controller.open_case(case_id)
     window.wait(lambda: window.controller.open_case_id == case_id and not window.controller.worker.busy)
     assert np.array_equal(window.controller.layers.labels[LABEL].data, painted)
-    assert "restored" in window.notice
+    assert "restored" in window.prompt._offer_text.text()
 
 
 def test_unsaved_work_stays_in_its_own_study(window: Any, study: Path, tmp_path: Path) -> None:
@@ -176,7 +178,7 @@ def test_unsaved_work_stays_in_its_own_study(window: Any, study: Path, tmp_path:
     case_id = window.controller.open_case_id
     label = window.controller.layers.labels[LABEL]
     label.paint(tuple(n // 2 for n in label.data.shape), 1)
-    window.controller.open_study(other)
+    window.controller.studies.open_study(other)
     window.controller.judging.accept()  # nothing of the old study can be judged in the new one
     window.wait(lambda: window.controller.layers is not None and not window.controller.worker.busy)
     assert LabelStore(study).load_draft(case_id, STRUCTURE)
@@ -242,7 +244,7 @@ def test_bad_files_leave_the_window_alive(window: Any, study: Path, tmp_path: Pa
         content = source.read_bytes()[:2000]
     if content is not None:
         path.write_bytes(content)
-    window.controller.open_scan(path)
+    window.controller.studies.open_scan(path)
     window.idle()
     assert window.notice.startswith("Smith_John.nii.gz: ")
     assert str(tmp_path) not in window.notice
@@ -252,13 +254,13 @@ def test_bad_files_leave_the_window_alive(window: Any, study: Path, tmp_path: Pa
 
 
 def test_a_folder_that_is_no_study_is_said(window: Any, tmp_path: Path) -> None:
-    window.controller.open_study(tmp_path)
+    window.controller.studies.open_study(tmp_path)
     assert "this is not a study" in window.notice
 
 
 def test_a_loose_scan_can_be_prompted_but_not_judged(window: Any, study: Path) -> None:
     window.idle()
-    window.controller.open_scan(study / LabelStore(study).cases()[0].image_file)
+    window.controller.studies.open_scan(study / LabelStore(study).cases()[0].image_file)
     window.wait(lambda: window.controller.layers is not None and not window.controller.worker.busy)
     window.run()
     assert window.controller.layers.masks[TEXT_MASK].any()
@@ -282,7 +284,7 @@ def test_layers_removed_by_hand_do_no_harm(window: Any, study: Path) -> None:
     window.run()
     window.controller.next_case()
     window.idle()
-    assert len(window.viewer.layers) == 6
+    assert len(window.viewer.layers) == 9
 
 
 def test_side_by_side_and_stacked(window: Any, study: Path) -> None:
@@ -290,7 +292,7 @@ def test_side_by_side_and_stacked(window: Any, study: Path) -> None:
     grid = window.viewer.canvas.grid
     assert grid.enabled
     layers = list(window.viewer.layers)
-    assert [grid.position(i, layers) for i in range(6)] == [(0, 0), (0, 0), (0, 1), (0, 1), (0, 2), (0, 2)]
+    assert [grid.position(i, layers) for i in range(9)] == [(0, i // 3) for i in range(9)]
     window.controller.toggle_view()
     assert not grid.enabled
     assert [image.visible for image in window.controller.layers.images] == [True, False, False]
@@ -376,7 +378,7 @@ def test_open_sample(make_napari_viewer: Callable[..., Any], qtbot: Any) -> None
     viewer.open_sample("napari-amvlm", "hippocampus")
     controller = Controller.of(viewer)
     qtbot.waitUntil(lambda: controller.layers is not None and not controller.worker.busy, timeout=60_000)
-    assert len(viewer.layers) == 6
+    assert len(viewer.layers) == 9
     controller.close()
 
 

@@ -83,4 +83,8 @@ def test_the_manifest_is_valid() -> None:
     from npe2 import PluginManifest
 
     manifest = PluginManifest.from_file(ROOT / "napari_amvlm" / "napari.yaml")
-    assert {widget.display_name for widget in manifest.contributions.widgets or []} == {"Segment with text", "Train"}
+    assert {widget.display_name for widget in manifest.contributions.widgets or []} == {
+        "Segment with text",
+        "Review pseudo-labels",
+        "Train",
+    }

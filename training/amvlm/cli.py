@@ -171,6 +171,8 @@ def segment(
         raise UserError("this model makes no prediction for that structure", remedy="Use --source text.")
     kind = {"text": "text mask", "prediction": "prediction", "merged": "merged"}[source]
     probs = session.segment_volume(prompt)[kind]
+    if doubt := session.doubts(prompt):
+        console.print(f"[yellow]note[/] {doubt}", soft_wrap=True)
     mask = to_original((probs >= max(1, round(threshold * 255))).astype(np.uint8), scan)
     write_volume(output, Volume(np.ascontiguousarray(mask), scan.affine, scan.sides_known, scan.planar))
     voxels = int(mask.sum())

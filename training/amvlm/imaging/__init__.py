@@ -3,6 +3,7 @@
 from amvlm.imaging.orientation import (
     canonical_mask,
     from_display,
+    obliquity_deg,
     slice_axis,
     to_canonical,
     to_display,
@@ -18,6 +19,7 @@ __all__ = [
     "check_target",
     "from_display",
     "nifti_bytes",
+    "obliquity_deg",
     "read_volume",
     "slice_axis",
     "to_canonical",

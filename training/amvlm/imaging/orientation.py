@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from nibabel.affines import obliquity
 from nibabel.orientations import (
     apply_orientation,
     inv_ornt_aff,
@@ -68,6 +69,11 @@ def to_display(ras: NDArray[Any]) -> NDArray[Any]:
 def from_display(shown: NDArray[Any]) -> NDArray[Any]:
     """The inverse of :func:`to_display` (which is its own inverse); a view."""
     return to_display(shown)
+
+
+def obliquity_deg(volume: Volume) -> float:
+    """The largest angle between a voxel axis and its nearest axis of the patient, degrees."""
+    return float(np.degrees(obliquity(volume.affine)).max())
 
 
 def slice_axis(spacing_mm: NDArray[np.float64], planar: bool = False) -> int:

@@ -3,13 +3,14 @@
 from amvlm.inference.catalogue import available_models, bundled_model_folder, find_model
 from amvlm.inference.evaluate import evaluate
 from amvlm.inference.evaluate_vlm import evaluate_vlm
-from amvlm.inference.quality import assess, queue
+from amvlm.inference.quality import assess, assessing, queue
 from amvlm.inference.session import Session, SliceResult
 
 __all__ = [
     "Session",
     "SliceResult",
     "assess",
+    "assessing",
     "available_models",
     "bundled_model_folder",
     "evaluate",

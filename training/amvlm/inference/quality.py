@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ from amvlm.errors import UserError
 from amvlm.inference.evaluate import default_device, prompt_of
 from amvlm.inference.session import Session
 from amvlm.models import AmvlmModel
-from amvlm.store import LabelStore, Quality
+from amvlm.store import Case, LabelStore, Quality, Structure
 from amvlm.store.records import Split
 
 Order = Literal["worst", "disagreement", "diverse", "random"]
@@ -27,6 +27,24 @@ def assess(
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Quality]:
     """Look at the pseudo-label of every case and structure that nobody judged yet, and keep what is seen in the store.
+
+    See :func:`assessing`, which this runs to its end.
+    """
+    steps = assessing(model, store, split)
+    while True:
+        try:
+            done, total = next(steps)
+        except StopIteration as end:
+            found: list[Quality] = end.value
+            return found
+        if progress is not None:
+            progress(done, total)
+
+
+def assessing(
+    model: AmvlmModel, store: LabelStore, split: Split = "train"
+) -> Generator[tuple[int, int], None, list[Quality]]:
+    """The same step by step: yields (cases done, cases in all). Closed early, what was seen so far is kept.
 
     Raises
     ------
@@ -42,9 +60,26 @@ def assess(
             f"{', '.join(names) or 'no structure'}",
             remedy="Choose a model that was trained on this study.",
         )
+    found: list[Quality] = []
+    embeddings: dict[str, NDArray[np.float32]] = {}
+    try:
+        yield from _look(model, store, store.cases(split), structures, found, embeddings)
+    finally:
+        found = _with_distance(found, embeddings, {r.case_id for r in store.snapshot().revisions})
+        store.save_quality(found)
+    return found
+
+
+def _look(
+    model: AmvlmModel,
+    store: LabelStore,
+    cases: Sequence[Case],
+    structures: Sequence[Structure],
+    found: list[Quality],
+    embeddings: dict[str, NDArray[np.float32]],
+) -> Iterator[tuple[int, int]]:
     captions, states = store.captions(), store.states()
     judged = {r.case_id for r in store.snapshot().revisions}
-    cases, found, embeddings = store.cases(split), [], {}
     for done, case in enumerate(cases):
         open_structures = [s for s in structures if states.get((case.case_id, s.name), "unknown") in _OPEN]
         if open_structures or case.case_id in judged:
@@ -61,11 +96,7 @@ def assess(
                         flags=signs.flags(), distance=None,
                     )
                 )  # fmt: skip
-        if progress is not None:
-            progress(done + 1, len(cases))
-    found = _with_distance(found, embeddings, judged)
-    store.save_quality(found)
-    return found
+        yield done + 1, len(cases)
 
 
 _OPEN = ("unknown", "draft", "skipped")

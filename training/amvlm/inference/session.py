@@ -71,6 +71,7 @@ class Session:
         self._image: Tensor | None = None
         self._embedded = torch.zeros(self.slices, dtype=torch.bool)
         self._texts: dict[str, tuple[Tensor, Tensor]] = {}
+        self._areas = torch.zeros(self.slices)
 
     @property
     def slices(self) -> int:
@@ -107,6 +108,32 @@ class Session:
         if not self.volume.sides_known:
             found.append("The file does not say which side is the patient's left: check sides yourself.")
         return found
+
+    def doubts(self, prompt: str) -> str:
+        """What speaks against the text mask of the prompt that ran last: words that make no difference.
+
+        Returns
+        -------
+        str
+            A sentence, or "". Compares, on up to 16 slices with the largest masks, with the text mask of an empty
+            caption: a model that outlines the same without the words did not read them (Dice ≥ 0.95). Asked only for
+            structures that the model was not taught.
+        """
+        card = self.model.card
+        if card.structure_of(checked_prompt(prompt)) is not None or card.free_captions or not self._areas.any():
+            return ""
+        largest = self._areas.argsort(descending=True)[:BATCH].tolist()
+        with_words, without = (
+            self._masks(largest, *self._text(for_model_side(words, card.laterality)), None)[0] > 127
+            for words in (checked_prompt(prompt), "")
+        )
+        total = int(with_words.sum() + without.sum())
+        if 2 * int((with_words & without).sum()) < 0.95 * total:
+            return ""
+        return (
+            f"The words “{prompt}” make no difference to this model: it outlines the same without them. "
+            "Do not trust this mask."
+        )
 
     def prediction_of(self, prompt: str) -> KnownStructure | None:
         """The structure that the student predicts for a prompt; None where it knows none, or there is no student."""
@@ -146,6 +173,7 @@ class Session:
             if missing:
                 self._embed(missing)
             text_mask, prediction, merged = self._masks(batch, weights, bias, structure)
+            self._areas[batch] = torch.from_numpy((text_mask > 127).sum((1, 2), dtype=np.float32))
             done += len(batch)
             yield SliceResult(batch, text_mask, prediction, merged, done, self.slices)
 

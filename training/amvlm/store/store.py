@@ -259,6 +259,25 @@ class LabelStore:
                 ),
             )
 
+    def restore(self, revision_id: int, author: str | None = None) -> Revision:
+        """Make an earlier revision count again, as a new one whose parent is the one that counts now."""
+        with self._write() as connection:
+            row = connection.execute(f"SELECT {_REVISION} FROM revision WHERE revision_id=?", (revision_id,)).fetchone()
+            if row is None:
+                raise UserError(f"the study has no revision {revision_id}", remedy="See: amvlm history.")
+            old = _revision(row)
+            if old.kind == "withdrawn":
+                raise UserError("that revision withdrew a label: there is nothing to bring back",
+                                remedy="Choose an accepted or absent one.")  # fmt: skip
+            current = self._current(connection, old.case_id, old.structure)
+            return self._insert(
+                connection,
+                (
+                    old.case_id, old.structure, old.kind, old.mask_sha256, old.prompt, old.source,
+                    old.model_fingerprint, current.revision_id if current else None, 0, author or _author(), _now(),
+                ),
+            )  # fmt: skip
+
     def mark(self, case_id: str, structure: str, state: Mark) -> None:
         """Set aside a case without a label: skipped, rejected, or back to unknown."""
         with self._write() as connection:

@@ -1,0 +1,256 @@
+"""Review pseudo-labels: the queue of cases, how good their masks are expected to be, and who judged what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyqtgraph
+from qtpy.QtCore import QSize, Qt, Signal
+from qtpy.QtGui import QIcon, QImage, QKeyEvent, QPixmap
+from qtpy.QtWidgets import (
+    QAbstractItemView,
+    QComboBox,
+    QHBoxLayout,
+    QHeaderView,
+    QLabel,
+    QProgressBar,
+    QTableWidget,
+    QTableWidgetItem,
+)
+
+from napari_amvlm.panels.parts import Panel, button, small, wrapped
+
+ORDERS = (("Worst first", "worst"), ("Best first", "best"), ("Most disagreement", "disagreement"),
+          ("Most different", "diverse"), ("By name", "name"))  # fmt: skip
+FILTERS = ("To judge", "All", "Flagged", "Accepted", "Absent", "Skipped", "Rejected", "Work in progress")
+THUMBNAIL = 44
+_KEYS = {Qt.Key.Key_A: "accept", Qt.Key.Key_N: "absent", Qt.Key.Key_K: "skip", Qt.Key.Key_R: "reject"}
+
+
+@dataclass(frozen=True)
+class QueueRow:
+    """A case of the queue; ``expected`` is expected Dice, None where nothing was assessed."""
+
+    case_id: str
+    title: str
+    state: str
+    expected: float | None
+    flags: str
+
+
+class QueueTable(QTableWidget):
+    """Arrows walk, Enter opens, A N K R judge the case that is open."""
+
+    opened = Signal(str)
+    judged = Signal(str, str)
+
+    def __init__(self) -> None:
+        super().__init__(0, 4)
+        self.setHorizontalHeaderLabels(["Case", "Dice?", "Status", "Look at"])
+        self.horizontalHeaderItem(1).setToolTip("Expected Dice of the model's mask, calibrated on validation cases")
+        self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
+        self.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
+        self.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
+        self.setIconSize(QSize(THUMBNAIL, THUMBNAIL))
+        self.setWordWrap(False)
+        self.verticalHeader().setVisible(False)
+        self.verticalHeader().setDefaultSectionSize(THUMBNAIL + 6)
+        header = self.horizontalHeader()
+        header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
+        header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
+        self.setToolTip("Arrows walk · Enter opens · on the open case: A accept, N absent, K skip, R reject")
+        self.itemDoubleClicked.connect(lambda item: self.opened.emit(self.case_at(item.row())))
+
+    def case_at(self, row: int) -> str:
+        item = self.item(row, 0)
+        return str(item.data(Qt.ItemDataRole.UserRole)) if item is not None else ""
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:  # noqa: N802
+        case_id = self.case_at(self.currentRow())
+        if event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter) and case_id:
+            self.opened.emit(case_id)
+        elif event.key() in _KEYS and not event.modifiers() and case_id:
+            self.judged.emit(case_id, _KEYS[Qt.Key(event.key())])
+        else:
+            super().keyPressEvent(event)
+
+
+class ReviewPanel(Panel):
+    """The panel *Review pseudo-labels*."""
+
+    assess_requested = Signal()
+    cancel_requested = Signal()
+    order_chosen = Signal(str)
+    filter_chosen = Signal(str)
+    case_opened = Signal(str)
+    case_selected = Signal(str)
+    judged = Signal(str, str)
+    step_requested = Signal(int)
+    restore_requested = Signal(int)
+    difference_requested = Signal(int, int)
+    difference_closed = Signal()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._summary = wrapped()
+        self.column.addWidget(self._summary)
+        row = QHBoxLayout()
+        self.assess = button("Assess all cases", "Run the model on every unjudged case and grade its masks",
+                             self.assess_requested.emit)  # fmt: skip
+        self._cancel = button("Cancel", "What was graded so far is kept", self.cancel_requested.emit)
+        row.addWidget(self.assess, 1)
+        row.addWidget(self._cancel)
+        self.column.addLayout(row)
+        self.progress = QProgressBar()
+        self.column.addWidget(self.progress)
+        row = QHBoxLayout()
+        self.filter, self.order = QComboBox(), QComboBox()
+        self.filter.addItems(FILTERS)
+        self.filter.setToolTip("Which cases to list")
+        for text, order in ORDERS:
+            self.order.addItem(text, order)
+        self.order.setToolTip("What to look at first")
+        self.filter.activated.connect(lambda _: self.filter_chosen.emit(self.filter.currentText()))
+        self.order.activated.connect(lambda _: self.order_chosen.emit(self.order.currentData()))
+        row.addWidget(self.filter, 1)
+        row.addWidget(self.order, 1)
+        self.column.addLayout(row)
+        self.queue = QueueTable()
+        self.queue.setMinimumHeight(300)
+        self.queue.opened.connect(self.case_opened)
+        self.queue.judged.connect(self.judged)
+        self.queue.currentCellChanged.connect(lambda row, *_: self.case_selected.emit(self.queue.case_at(row)))
+        self.column.addWidget(self.queue, 3)
+        row = QHBoxLayout()
+        row.addWidget(button("◀ Previous", "The case before, in this order", lambda: self.step_requested.emit(-1)))
+        row.addWidget(button("Next ▶", "The next case, in this order", lambda: self.step_requested.emit(1)))
+        row.addWidget(button("Reject", "The mask is no good and not worth mending (R)", self._reject))
+        self.column.addLayout(row)
+        self.histogram = pyqtgraph.PlotWidget(background=None)
+        self.histogram.setMouseEnabled(False, False)
+        self.histogram.setMenuEnabled(False)
+        self.histogram.hideButtons()
+        self.histogram.setFixedHeight(120)
+        self.histogram.setTitle("Expected Dice of the unjudged cases", size="8pt")
+        self.column.addWidget(self.histogram)
+        self._provenance = QLabel("History of the selected case")
+        self.column.addWidget(self._provenance)
+        self.history = QTableWidget(0, 5)
+        self.history.setHorizontalHeaderLabels(["When", "Who", "What", "From", "Edits"])
+        self.history.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
+        self.history.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
+        self.history.verticalHeader().setVisible(False)
+        self.history.setFixedHeight(130)
+        self.history.setToolTip("Select one revision to bring it back, two to see their difference")
+        header = self.history.horizontalHeader()
+        header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
+        header.setSectionResizeMode(3, QHeaderView.ResizeMode.Stretch)
+        self.history.itemSelectionChanged.connect(self._show_actions)
+        self.column.addWidget(self.history)
+        row = QHBoxLayout()
+        self._restore = button("Bring back", "Make the selected revision count again, as a new one", self._emit_restore)
+        self._compare = button("Difference", "Show two selected revisions side by side", self._emit_difference)
+        self._close = button("Close difference", "Back to the model's masks", self.difference_closed.emit)
+        for each in (self._restore, self._compare, self._close):
+            row.addWidget(each)
+        self.column.addLayout(row)
+        self._said = small("")
+        self.column.addWidget(self._said)
+        self.finish(400)
+        self.show_idle()
+        self.show_difference_open(False)
+        self.show_no_study()
+
+    def _reject(self) -> None:
+        if case_id := self.queue.case_at(self.queue.currentRow()):
+            self.judged.emit(case_id, "reject")
+
+    def _selected(self) -> list[int]:
+        rows = sorted({index.row() for index in self.history.selectedIndexes()})
+        return [int(self.history.item(row, 0).data(Qt.ItemDataRole.UserRole)) for row in rows]
+
+    def _show_actions(self) -> None:
+        count = len(self._selected())
+        self._restore.setEnabled(count == 1)
+        self._compare.setEnabled(count == 2)
+
+    def _emit_restore(self) -> None:
+        self.restore_requested.emit(self._selected()[0])
+
+    def _emit_difference(self) -> None:
+        self.difference_requested.emit(*self._selected())
+
+    # -- showing ----------------------------------------------------------------------------------------------
+
+    def show_no_study(self) -> None:
+        self._summary.setText("Open a study first: Plugins ▸ AMVLM ▸ Segment with text.")
+        self.queue.setRowCount(0)
+        self.history.setRowCount(0)
+        self.assess.setEnabled(False)
+        self._show_actions()
+
+    def show_summary(self, text: str, can_assess: bool) -> None:
+        self._summary.setText(text)
+        self.assess.setEnabled(can_assess)
+
+    def show_queue(self, rows: list[QueueRow], selected: str) -> None:
+        """Fill the table; the selected case stays selected where it is still listed."""
+        table = self.queue
+        table.blockSignals(True)
+        table.setRowCount(len(rows))
+        for number, row in enumerate(rows):
+            cells = (row.title, "–" if row.expected is None else f"{row.expected:.2f}", row.state, row.flags)
+            for column, text in enumerate(cells):
+                item = QTableWidgetItem(text)
+                item.setToolTip(text)
+                table.setItem(number, column, item)
+            table.item(number, 0).setData(Qt.ItemDataRole.UserRole, row.case_id)
+        place = next((n for n, row in enumerate(rows) if row.case_id == selected), -1)
+        table.setCurrentCell(place, 0) if place >= 0 else table.clearSelection()
+        table.blockSignals(False)
+
+    def show_thumbnail(self, case_id: str, width: int, height: int, rgb: bytes) -> None:
+        """A small picture beside a case's name; ``rgb`` is height × width × 3 bytes."""
+        picture = QPixmap.fromImage(QImage(rgb, width, height, 3 * width, QImage.Format.Format_RGB888).copy())
+        for row in range(self.queue.rowCount()):
+            if self.queue.case_at(row) == case_id:
+                self.queue.item(row, 0).setIcon(QIcon(picture))
+
+    def show_histogram(self, counts: list[int]) -> None:
+        """Counts in equal bins from 0 to 1."""
+        self.histogram.clear()
+        self.histogram.setVisible(any(counts))
+        width = 1 / max(1, len(counts))
+        centres = [(n + 0.5) * width for n in range(len(counts))]
+        self.histogram.addItem(
+            pyqtgraph.BarGraphItem(x=centres, height=counts, width=0.9 * width, brush="#2fb5d2", pen=None)
+        )
+        self.histogram.setXRange(0, 1)
+
+    def show_history(self, title: str, rows: list[tuple[int, str, str, str, str, str]]) -> None:
+        """(revision, when, who, what, from, edits), the newest first."""
+        self._provenance.setText(title)
+        self.history.setRowCount(len(rows))
+        for number, (revision, *cells) in enumerate(rows):
+            for column, text in enumerate(cells):
+                item = QTableWidgetItem(text)
+                item.setToolTip(text)
+                item.setData(Qt.ItemDataRole.UserRole, revision)
+                self.history.setItem(number, column, item)
+        self.history.clearSelection()
+        self._show_actions()
+
+    def show_progress(self, done: int, total: int, text: str) -> None:
+        self.progress.setRange(0, total)
+        self.progress.setValue(done)
+        self.progress.setFormat(text)
+        self.progress.setVisible(True)
+        self._cancel.setVisible(True)
+
+    def show_idle(self) -> None:
+        self.progress.setVisible(False)
+        self._cancel.setVisible(False)
+
+    def show_difference_open(self, on: bool, text: str = "") -> None:
+        self._close.setVisible(on)
+        self._said.setText(text)

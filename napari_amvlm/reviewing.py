@@ -1,0 +1,294 @@
+"""The Review panel's side of the controller: the queue, thumbnails, provenance, and two revisions side by side."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from amvlm.store import Case, Quality, Revision
+from amvlm.store.names import original_names
+from napari_amvlm.engine import Mask, dice
+from napari_amvlm.jobs import Job
+from napari_amvlm.layers import PREDICTION, TEXT_MASK
+from napari_amvlm.panels.review import QueueRow
+
+if TYPE_CHECKING:
+    from napari_amvlm.controller import Controller
+    from napari_amvlm.panels.review import ReviewPanel
+
+STATES = {
+    "unknown": "not judged", "draft": "in progress", "accepted": "✓ accepted", "absent": "∅ absent",
+    "rejected": "✕ rejected", "skipped": "↷ skipped",
+}  # fmt: skip
+_FILTERED = {
+    "To judge": ("unknown", "draft", "skipped"), "Accepted": ("accepted",), "Absent": ("absent",),
+    "Skipped": ("skipped",), "Rejected": ("rejected",), "Work in progress": ("draft",),
+}  # fmt: skip
+KIND = "assess"
+THUMBNAILS = "thumbnails"
+BINS = 20
+
+
+class Reviewing:
+    """Lists the cases in the order in which they need a look; everything slow runs in the worker."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+        self.panel: ReviewPanel | None = None
+        self._order, self._filter = "worst", "To judge"
+        self._thumbnails: dict[str, tuple[int, int, bytes]] = {}
+        self._job: Job | None = None
+        self._showing_difference = False
+
+    def attach(self, panel: ReviewPanel) -> None:
+        self.panel = panel
+        panel.assess_requested.connect(self.assess)
+        panel.cancel_requested.connect(self.cancel)
+        panel.order_chosen.connect(self._choose_order)
+        panel.filter_chosen.connect(self._choose_filter)
+        panel.case_opened.connect(self._controller.open_case)
+        panel.case_selected.connect(self.show_history)
+        panel.judged.connect(self.judge)
+        panel.step_requested.connect(self.step)
+        panel.restore_requested.connect(self.restore)
+        panel.difference_requested.connect(self.show_difference)
+        panel.difference_closed.connect(self.close_difference)
+        self.study_changed()
+
+    def study_changed(self) -> None:
+        """Another study is open."""
+        self.cancel()
+        self._thumbnails.clear()
+        if self.panel is not None and self._controller.store is None:
+            self.panel.show_no_study()
+        self.refresh()
+
+    def case_opened(self) -> None:
+        """Another case is on screen: its history is the one to show."""
+        if self._showing_difference and self.panel is not None:
+            self.panel.show_difference_open(False)
+        self._showing_difference = False
+        self.refresh()
+        if self._controller.open_case_id:
+            self.show_history(self._controller.open_case_id)
+
+    # -- the queue --------------------------------------------------------------------------------------------
+
+    def _choose_order(self, order: str) -> None:
+        self._order = order
+        self.refresh()
+
+    def _choose_filter(self, name: str) -> None:
+        self._filter = name
+        self.refresh()
+
+    def rows(self) -> list[QueueRow]:
+        """Cases under the chosen filter, in the chosen order, for the structure at hand."""
+        store, structure = self._controller.store, self._controller.structure
+        if store is None:
+            return []
+        names, states, quality = original_names(store.store_id), store.states(), store.quality()
+        cases = [case for case in store.cases() if case.split != "test"]
+        kept = [case for case in cases if self._passes(case, structure, states, quality)]
+        order = self._order
+
+        def rank(case: Case) -> tuple[Any, ...]:
+            found = quality.get((case.case_id, structure))
+            title = names.get(case.case_id, case.case_id)
+            if order == "name" or found is None:
+                return (1, 0.0, title)
+            expected = found.soft_dice if found.expected_dice is None else found.expected_dice
+            value = {"worst": expected, "best": -expected, "disagreement": found.agreement,
+                     "diverse": -(found.distance or 0.0)}[order]  # fmt: skip
+            return (0, value, title)
+
+        rows = []
+        for case in sorted(kept, key=rank):
+            found = quality.get((case.case_id, structure))
+            state = states.get((case.case_id, structure), "unknown")
+            judged = state in ("accepted", "absent")
+            rows.append(
+                QueueRow(
+                    case.case_id, names.get(case.case_id, case.case_id), STATES[state],
+                    None if found is None or judged else found.expected_dice,
+                    "" if found is None or judged else "; ".join(found.flags),
+                )
+            )  # fmt: skip
+        return rows
+
+    def _passes(
+        self, case: Case, structure: str, states: dict[Any, Any], quality: dict[tuple[str, str], Quality]
+    ) -> bool:
+        state = states.get((case.case_id, structure), "unknown")
+        if self._filter == "Flagged":
+            found = quality.get((case.case_id, structure))
+            return found is not None and bool(found.flags) and state not in ("accepted", "absent")
+        return self._filter == "All" or state in _FILTERED[self._filter]
+
+    def refresh(self) -> None:
+        """The queue as the store is now."""
+        panel, store, structure = self.panel, self._controller.store, self._controller.structure
+        if panel is None or store is None:
+            return
+        rows = self.rows()
+        panel.show_queue(rows, self._controller.open_case_id)
+        quality, states = store.quality(), store.states()
+        waiting = [
+            found.expected_dice
+            for (case_id, name), found in quality.items()
+            if name == structure
+            and found.expected_dice is not None
+            and states.get((case_id, name), "unknown") in _FILTERED["To judge"]
+        ]
+        panel.show_histogram(np.histogram(waiting, BINS, (0, 1))[0].tolist() if waiting else [])
+        graded = (
+            f"{len(waiting)} graded, half of them below {np.median(waiting):.2f}." if waiting
+            else "None is graded yet: Assess all cases runs the model on them."
+        )  # fmt: skip
+        panel.show_summary(f"<b>{structure or 'No structure yet'}</b>: {len(rows)} cases listed. {graded}",
+                           bool(self._controller.prompting.model))  # fmt: skip
+        for case_id, picture in self._thumbnails.items():
+            panel.show_thumbnail(case_id, *picture)
+        self._draw_thumbnails([row.case_id for row in rows if row.case_id not in self._thumbnails])
+
+    def _draw_thumbnails(self, wanted: list[str]) -> None:
+        store, worker = self._controller.store, self._controller.worker
+        if store is None or not wanted or worker.has_job_of(store, THUMBNAILS):
+            return
+        engine = self._controller.engine
+
+        def show(found: tuple[str, int, int, bytes]) -> None:
+            case_id, *picture = found
+            self._thumbnails[case_id] = (int(picture[0]), int(picture[1]), bytes(picture[2]))
+            if self.panel is not None and self._controller.store is store:
+                self.panel.show_thumbnail(case_id, *self._thumbnails[case_id])
+
+        worker.submit(
+            Job(lambda: engine.thumbnails(store, wanted), owner=store, kind=THUMBNAILS, on_result=show, polite=True)
+        )
+
+    def step(self, by: int) -> None:
+        """Open the next or the previous case of the queue."""
+        ids = [row.case_id for row in self.rows()]
+        if not ids:
+            return
+        now = self._controller.open_case_id
+        place = ids.index(now) + by if now in ids else 0
+        self._controller.open_case(ids[place % len(ids)])
+
+    def judge(self, case_id: str, verdict: str) -> None:
+        """A key of the queue: judges the case that is open and selected, else opens the selected one."""
+        controller = self._controller
+        if case_id != controller.open_case_id:
+            controller.open_case(case_id)
+            controller.notice("Look at the case first: the same key then judges it.")
+            return
+        judging = controller.judging
+        {"accept": judging.accept, "absent": judging.mark_absent, "skip": judging.skip, "reject": judging.reject}[
+            verdict
+        ]()
+
+    def assess(self) -> None:
+        """Run the model over every unjudged training case and keep what is seen in the store."""
+        controller, store, model = self._controller, self._controller.store, self._controller.prompting.model
+        if store is None or model is None or self.panel is None:
+            return
+        panel = self.panel
+        panel.show_progress(0, 0, "Loading the model …")
+
+        def ended(_: bool) -> None:
+            panel.show_idle()
+            self.refresh()
+
+        def failed(text: str) -> None:
+            panel.show_idle()
+            controller.fail(text)
+
+        self._job = controller.worker.submit(
+            Job(
+                lambda: controller.engine.assess(model.folder, store), owner=store, kind=KIND, on_end=ended,
+                on_result=lambda step: panel.show_progress(step[0], step[1], f"{step[0]} of {step[1]} cases"),
+                on_error=failed, polite=True,
+            )
+        )  # fmt: skip
+
+    def cancel(self) -> None:
+        """Stop assessing; what was graded so far is kept."""
+        if self._job is not None:
+            self._job.cancel()
+            self._job = None
+
+    # -- provenance -------------------------------------------------------------------------------------------
+
+    def show_history(self, case_id: str) -> None:
+        """Every revision of a case's label: when, who, from what, how much by hand."""
+        store, structure = self._controller.store, self._controller.structure
+        if self.panel is None or store is None or not case_id or not structure:
+            return
+        title = original_names(store.store_id).get(case_id, case_id)
+        rows = [provenance(revision) for revision in reversed(store.history(case_id, structure))]
+        self.panel.show_history(f"{structure} in {title}: {len(rows)} revisions", rows)
+
+    def restore(self, revision_id: int) -> None:
+        """Make an earlier revision count again; the case is opened anew."""
+        controller, store = self._controller, self._controller.store
+        revision = None if store is None else controller.guard(lambda: store.restore(revision_id))
+        if revision is not None:
+            controller.label.saved()
+            controller.training.labels_changed()
+            controller.open_case(revision.case_id)
+
+    def show_difference(self, first: int, second: int) -> None:
+        """Two revisions in the cells of text mask and prediction, their disagreement as an outline in the third."""
+        controller, store, layers = self._controller, self._controller.store, self._controller.layers
+        if store is None or layers is None or layers.opened.case is None:
+            return
+        case = layers.opened.case
+        by_id = {r.revision_id: r for r in store.history(case.case_id, controller.structure)}
+        chosen = [by_id[n] for n in (first, second) if n in by_id and by_id[n].kind == "accepted"]
+        if len(chosen) != 2:
+            controller.notice("Open the case first, and choose two accepted revisions.", True)
+            return
+
+        def show(masks: list[Mask]) -> None:
+            if controller.layers is not layers or not layers.present():
+                return
+            names = [f"{when(r)} by {r.author}" for r in chosen]
+            layers.compare(masks, names)
+            self._showing_difference = True
+            ml = layers.opened.volume.voxel_ml
+            apart = int(np.count_nonzero(masks[0] != masks[1]))
+            if self.panel is not None:
+                self.panel.show_difference_open(
+                    True, f"{names[0]}: {masks[0].sum() * ml:.2f} ml; {names[1]}: {masks[1].sum() * ml:.2f} ml. "
+                    f"Dice {dice(masks[0], masks[1]):.2f}; {apart:,} voxels ({apart * ml:.2f} ml) differ.",
+                )  # fmt: skip
+
+        controller.worker.submit(
+            Job(lambda: controller.engine.revisions(store, chosen, layers.opened.volume), owner=layers.opened,
+                on_result=show, on_error=controller.fail)
+        )  # fmt: skip
+
+    def close_difference(self) -> None:
+        """The model's masks again."""
+        layers = self._controller.layers
+        if layers is not None and self._showing_difference:
+            layers.end_comparison([TEXT_MASK, PREDICTION], self._controller.threshold)
+        self._showing_difference = False
+        if self.panel is not None:
+            self.panel.show_difference_open(False)
+
+
+def when(revision: Revision) -> str:
+    """A revision's time to the minute, as local people write it."""
+    return revision.time[:16].replace("T", " ")
+
+
+def provenance(revision: Revision) -> tuple[int, str, str, str, str, str]:
+    """(revision, when, who, what, from, edits) as the panel lists them."""
+    origin = revision.source + (f" “{revision.prompt}”" if revision.prompt else "")
+    if revision.model_fingerprint:
+        origin += f", model {revision.model_fingerprint[:8]}"
+    edits = f"{revision.edited_voxels:,}" if revision.kind == "accepted" else ""
+    return revision.revision_id, when(revision), revision.author, revision.kind, origin, edits
