@@ -39,7 +39,14 @@ class Viewing(QObject):
                 position=position, font_size=14, color=LETTER_COLOUR, gridded=True, visible=True, text=""
             )
         viewer.dims.events.order.connect(self._letters)
-        viewer.dims.events.ndisplay.connect(self._three_dimensions, position="first")
+
+        def into_three_dimensions(_: Any = None) -> None:
+            self._into_three_dimensions()
+
+        # napari calls its own callbacks before anybody else's, and would slice every layer whole
+        into_three_dimensions.__module__ = "napari.napari_amvlm"
+        viewer.dims.events.ndisplay.connect(into_three_dimensions, position="first")
+        viewer.dims.events.ndisplay.connect(self._out_of_three_dimensions, position="last")
         if dims_scroll in viewer.mouse_wheel_callbacks:
             viewer.mouse_wheel_callbacks.remove(dims_scroll)
         viewer.mouse_wheel_callbacks.append(self._wheel)
@@ -176,11 +183,17 @@ class Viewing(QObject):
             viewer.dims.set_current_step(axis, viewer.dims.current_step[axis] + step)
             event.handled = True
 
-    def _three_dimensions(self, _: Any = None) -> None:
-        controller = self._controller
-        if controller.layers is not None and controller.layers.present():
-            controller.layers.show_3d(controller.viewer.dims.ndisplay == 3, controller.is_side_by_side)
-        self._letters()
+    def _into_three_dimensions(self) -> None:
+        layers = self._controller.layers
+        if self._controller.viewer.dims.ndisplay == 3 and layers is not None and layers.present():
+            layers.show_3d(True, self._controller.is_side_by_side)
+            self._letters()
+
+    def _out_of_three_dimensions(self, _: Any = None) -> None:
+        layers = self._controller.layers
+        if self._controller.viewer.dims.ndisplay == 2 and layers is not None and layers.present():
+            layers.show_3d(False, self._controller.is_side_by_side)
+            self._letters()
 
     def toggle_masks(self) -> None:
         """Look at the image alone, and back."""
