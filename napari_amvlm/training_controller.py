@@ -32,7 +32,7 @@ class TrainingController(QObject):
         self._form: Any = None
         self._before: Validation | None = None
         self._after: Validation | None = None
-        self.new_model = ""
+        self.new_model = self.old_model = ""
         self._failed = False
 
     @property
@@ -47,6 +47,7 @@ class TrainingController(QObject):
         panel.stop_requested.connect(self.stop)
         panel.resume_requested.connect(self.resume)
         panel.use_model_requested.connect(self.use_new_model)
+        panel.old_model_requested.connect(self.use_old_model)
         self.study_changed()
 
     def study_changed(self) -> None:
@@ -164,9 +165,20 @@ class TrainingController(QObject):
         self.labels_changed()
 
     def use_new_model(self) -> None:
-        """Choose the new model for prompting."""
-        self._controller.prompting.choose_model(self.new_model)
+        """Choose the new model for prompting; the one before stays at hand."""
+        before = self._controller.prompting.model
+        self.old_model = before.name if before is not None else ""
+        self._choose(self.new_model, self.old_model)
+
+    def use_old_model(self) -> None:
+        """The way back: nothing of the new model is lost."""
+        self._choose(self.old_model, "")
+
+    def _choose(self, name: str, before: str) -> None:
+        self._controller.prompting.choose_model(name)
         self._controller.refresh_lists()
+        if self.panel is not None:
+            self.panel.show_model_in_use(f"Prompts are read by the model {name}.", before if before != name else "")
 
     def close(self) -> None:
         """The window closes: stop following; the run goes on."""

@@ -73,6 +73,7 @@ class TrainPanel(Panel):
     stop_requested = Signal()
     resume_requested = Signal()
     use_model_requested = Signal()
+    old_model_requested = Signal()
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,7 +103,11 @@ class TrainPanel(Panel):
         self.table.setEditTriggers(QTableWidget.EditTrigger.NoEditTriggers)
         self.column.addWidget(self.table)
         self.use = button("Use the new model", "Choose it in Segment with text", self.use_model_requested.emit)
-        self.column.addWidget(self.use)
+        self.back = button("Back to the model before", "Choose the earlier model again", self.old_model_requested.emit)
+        row = QHBoxLayout()
+        row.addWidget(self.use)
+        row.addWidget(self.back)
+        self.column.addLayout(row)
         self.losses = Curves("Losses by step")
         self.dice = Curves("Dice on validation cases by step")
         self.column.addWidget(self.losses)
@@ -122,7 +127,7 @@ class TrainPanel(Panel):
 
     def show_no_study(self) -> None:
         self._counts.setText("Open a study first: Plugins ▸ AMVLM ▸ Segment with text.")
-        for part in (self.progress, self._stage, self.losses, self.dice, self.table, self.use, self._notice):
+        for part in (self.progress, self._stage, self.losses, self.dice, self.table, self.use, self.back, self._notice):
             part.setVisible(False)
         self.show_running(False, can_start=False, can_resume=False)
 
@@ -151,6 +156,7 @@ class TrainPanel(Panel):
             curves.setVisible(True)
         self.table.setVisible(False)
         self.use.setVisible(False)
+        self.back.setVisible(False)
         self.show_stage("Starting: the library is loading …", 0, 0)
 
     def show_stage(self, text: str, step: int, steps: int) -> None:
@@ -173,3 +179,10 @@ class TrainPanel(Panel):
         height = self.table.horizontalHeader().height() + sum(self.table.rowHeight(r) for r in range(len(rows))) + 4
         self.table.setFixedHeight(height)
         self.use.setVisible(True)
+
+    def show_model_in_use(self, text: str, before: str) -> None:
+        """Which model is chosen now, and the way back to the one before ("" hides it)."""
+        self._stage.setText(text)
+        self.use.setVisible(not before)
+        self.back.setVisible(bool(before))
+        self.back.setText(f"Back to {before}" if before else "")

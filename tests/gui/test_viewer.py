@@ -462,3 +462,21 @@ def test_the_list_of_keys(window: Any) -> None:
     for word in ("accept your label", "next plane", "Ctrl+Z"):
         assert word in texts
     shown.close()
+
+
+def test_a_new_model_and_the_way_back(window: Any, study: Path) -> None:
+    window.open(study)
+    window.idle()
+    controller = window.controller
+    before = controller.prompting.model.name
+    training = controller.training
+    training.start_with({"steps": 3}, ["--batch-size", "2", "--channels", "8", "--channels", "16"])
+    window.wait(lambda: training.current is None)
+    window.idle()
+    assert controller.prompting.model.name == before  # offered, not forced
+    window.train.use.click()
+    assert controller.prompting.model.name == training.new_model != before
+    assert before in window.train.back.text()
+    window.train.back.click()
+    assert controller.prompting.model.name == before
+    assert not window.train.back.isVisibleTo(window.train)

@@ -18,6 +18,8 @@ from amvlm.imaging import Volume, read_volume, write_volume
 from amvlm.sample.study import first_scan
 from amvlm.store import LabelStore
 
+STRUCTURE = "anterior hippocampus"
+
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as raised:
@@ -184,3 +186,56 @@ def test_without_any_model_it_says_how_to_make_one(
     monkeypatch.setattr("amvlm.inference.catalogue.bundled_model_folder", lambda: tmp_path / "nothing")
     LabelStore.create(tmp_path / "study")
     assert "there is no model yet" in refused(["train", str(tmp_path / "study")], capsys)
+
+
+def test_judging_and_history_without_a_window(
+    sample_store: LabelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = str(sample_store.folder)
+    case = next(c for c in sample_store.cases("train") if sample_store.state(c.case_id, STRUCTURE) == "unknown")
+    scan = sample_store.read_image(case)
+    mask = np.zeros(scan.shape, np.uint8)
+    mask[4:9, 4:9, 4:9] = 1
+    path = tmp_path / "mask.nrrd"
+    write_volume(path, scan.with_array(mask))
+    judge = ["judge", store, case.case_id, STRUCTURE]
+    main([*judge, "accept", "--mask", str(path)])
+    first = sample_store.current(case.case_id, STRUCTURE)
+    assert first is not None
+    assert np.array_equal(sample_store.read_mask(first), mask)
+    main([*judge, "absent"])
+    assert sample_store.state(case.case_id, STRUCTURE) == "absent"
+    main(["restore", store, str(first.revision_id)])
+    assert sample_store.current(case.case_id, STRUCTURE).mask_sha256 == first.mask_sha256
+    capsys.readouterr()
+    main(["history", store, case.case_id, STRUCTURE])
+    shown = capsys.readouterr().out
+    assert shown.count("accepted") == 2
+    assert shown.count("absent") == 1
+    main([*judge, "undo"])
+    assert sample_store.state(case.case_id, STRUCTURE) == "absent"
+
+    assert "Give it with --mask" in refused([*judge, "accept"], capsys)
+    write_volume(path, scan.with_array(mask.astype(np.int16) * 300))
+    assert "other than 0 and 1" in refused([*judge, "accept", "--mask", str(path)], capsys)
+    write_volume(path, scan.with_array(mask * 0))
+    assert "empty" in refused([*judge, "accept", "--mask", str(path)], capsys)
+    write_volume(path, Volume(mask[1:], scan.affine))
+    assert "grid" in refused([*judge, "accept", "--mask", str(path)], capsys)
+    assert "no revision 999" in refused(["restore", store, "999"], capsys)
+
+
+def test_corrections_without_a_window(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mask = np.zeros((12, 12, 9), np.uint8)
+    mask[3:9, 3:9, 2] = mask[3:9, 3:9, 6] = 1
+    mask[5, 5, 2] = 0
+    mask[0, 0, 0:2] = 1
+    path, output = tmp_path / "mask.nii.gz", tmp_path / "out.mha"
+    write_volume(path, Volume(mask, np.diag([1.0, 1, 3, 1])))
+    main(["edit", str(path), "-o", str(output), "--fill-holes", "--interpolate", "--largest-part"])
+    found = read_volume(output)
+    assert found.array[3:9, 3:9, 2:7].all()
+    assert found.array[5, 5, 2] == 1
+    assert not found.array[:, :, 7:].any()
+    assert "voxels" in capsys.readouterr().out
+    assert "must end in" in refused(["edit", str(path), "-o", str(tmp_path / "x.txt")], capsys)

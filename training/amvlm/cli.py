@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from amvlm import __version__
+from amvlm import __version__, cli_labels
 from amvlm.config import PretrainSettings, TrainSettings
 from amvlm.errors import UserError
 from amvlm.flags import with_settings
@@ -349,6 +349,10 @@ def demo(
     from amvlm.demo import run_demo
 
     run_demo(seed, steps, output)
+
+
+for _command in (cli_labels.judge, cli_labels.history, cli_labels.restore, cli_labels.edit):
+    app.command()(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
