@@ -221,7 +221,8 @@ class Controller(QObject):
             self.reviewing.study_changed()
         if self.viewer.dims.ndisplay == 3:
             self.viewer.dims.ndisplay = 2
-        self.layers = CaseLayers(self.viewer, opened, reuse=before)
+        self.correcting.stop()
+        self.layers = CaseLayers(self.viewer, opened, before, self.threshold)
         self.label.begin(opened.label)
         self.label.watch(self.layers.labels[LABEL])
         self.layers.side_by_side(self.is_side_by_side)
@@ -229,6 +230,8 @@ class Controller(QObject):
         for axis, index in enumerate(middle):
             self.viewer.dims.set_current_step(axis, index)
         self.viewing.opened()
+        if self.layers.others:
+            self.draw_outlines()
         if self.panel is not None:
             self.panel.show_open(in_study=opened.case is not None)
             self.panel.show_idle()
@@ -283,6 +286,7 @@ class Controller(QObject):
             label, draft = found
             empty = np.zeros_like(layers.masks[LABEL])
             layers.clear_masks()
+            self.draw_outlines()
             self.label.write(label if label is not None else empty)
             self.label.begin(label)
             if draft and self.panel is not None:
@@ -382,6 +386,19 @@ class Controller(QObject):
     def threshold(self) -> float:
         """Probability from which a voxel belongs to a mask."""
         return float(self.panel.threshold.value()) if self.panel is not None else 0.5
+
+    def draw_outlines(self) -> None:
+        """Other structures and disagreement, drawn anew in the worker."""
+        layers = self.layers
+        if layers is None or not layers.present():
+            return
+        layers.colour_outlines()
+
+        def done(whole: bool) -> None:
+            if whole and self.layers is layers and layers.present():
+                layers.refresh()
+
+        self.worker.submit(Job(layers.outline_everywhere, owner=layers.opened, on_end=done))
 
     def show_side_by_side(self, on: bool) -> None:
         self.is_side_by_side = on

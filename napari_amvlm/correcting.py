@@ -117,23 +117,22 @@ class Correcting:
         if controller.judging.saving or controller.worker.has_job_of(layers.opened, KIND):
             controller.notice("Wait until the prompt has finished, or cancel it.", True)
             return
-        before = layers.masks[LABEL].copy(order="K")
+        label, strokes = layers.masks[LABEL], controller.label.strokes
         axis = 2 - int(controller.viewer.dims.order[0])
 
         def done(wanted: Mask) -> None:
             if controller.layers is not layers or not layers.present():
                 return
-            if not np.array_equal(layers.masks[LABEL], before):
+            if controller.label.strokes != strokes:
                 controller.notice("The label changed meanwhile: nothing was done.", True)
                 return
-            controller.label.edited(wanted)
-            changed = int(np.count_nonzero(wanted != before))
+            changed = controller.label.edited(wanted)
             words = f"{changed:,} voxels changed." if changed else "nothing to change."
             controller.notice(f"{kind.capitalize()}: {words}")
 
         controller.worker.submit(
             Job(
-                lambda: controller.engine.edit(kind, before, axis, layers.opened.spacing_mm), owner=layers.opened,
+                lambda: controller.engine.edit(kind, label, axis, layers.opened.spacing_mm), owner=layers.opened,
                 on_result=done, on_error=controller.fail,
             )
         )  # fmt: skip

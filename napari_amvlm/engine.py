@@ -192,8 +192,9 @@ class Engine:
         store.save_draft(case.case_id, structure, {k: stored[:, :, k] for k in sorted(touched)})
         yield True
 
-    def measure(self, text_mask: Mask, prediction: Mask, label: Mask, voxel_ml: float) -> Iterator[Measures]:
+    def measure(self, text_mask: Any, prediction: Any, label: Any, voxel_ml: float) -> Iterator[Measures]:
         """Compare binary masks of one grid."""
+        text_mask, prediction, label = (mask.view(np.bool_) for mask in (text_mask, prediction, label))
         sizes = [int(np.count_nonzero(mask)) for mask in (text_mask, prediction, label)]
         yield Measures(dice(text_mask, prediction), dice(text_mask, label), *(size * voxel_ml for size in sizes))
 

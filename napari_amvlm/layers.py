@@ -15,7 +15,7 @@ from napari.layers import Image, Labels
 from napari.utils.colormaps import DirectLabelColormap
 from numpy.typing import NDArray
 
-from amvlm.imaging import to_display
+from amvlm.imaging import evenly_spread, to_display
 from napari_amvlm.engine import Mask, OpenCase
 from napari_amvlm.panels.prompt import MASK_COLOURS
 
@@ -44,12 +44,15 @@ class CaseLayers:
     viewer : napari.Viewer
     opened : OpenCase
     reuse : CaseLayers, optional
-        The layers of the scan before. Images and masks are shown anew in them: napari needs seconds to take nine
-        layers away and to make nine others. The label layer is always a new one, since its undo history must not
-        reach into another scan.
+        The layers of the scan before. This one is shown in them: napari needs seconds to take nine layers away and
+        to make nine others. The label's undo history is forgotten, since it must not reach into another scan.
+    threshold : float
+        Probability from which a voxel belongs to a mask.
     """
 
-    def __init__(self, viewer: napari.viewer.Viewer, opened: OpenCase, reuse: CaseLayers | None = None) -> None:
+    def __init__(
+        self, viewer: napari.viewer.Viewer, opened: OpenCase, reuse: CaseLayers | None = None, threshold: float = 0.5
+    ) -> None:
         self._viewer_ref = weakref.ref(viewer)
         self.opened = opened
         shape = opened.ras.shape[:3]
@@ -63,6 +66,9 @@ class CaseLayers:
         self.labels: dict[str, Labels] = {}
         self.outlines: list[Labels] = []
         self._twins: list[Any] = []
+        self._areas: dict[int, NDArray[np.int64]] = {}
+        self.predicts = False
+        self.threshold = threshold
         if reuse is not None and not (reuse.present() and reuse.opened.ras.ndim == opened.ras.ndim):
             reuse.remove()
             reuse = None
@@ -70,8 +76,6 @@ class CaseLayers:
             self._take_over(reuse)
         else:
             self._add()
-        if self.others:
-            self.show_others()
         label = self.labels[LABEL]
         label.brush_size = max(2, min(self.masks[LABEL].shape) // 8)
         label.selected_label = 1
@@ -149,7 +153,7 @@ class CaseLayers:
         return DirectLabelColormap(color_dict=colours)
 
     def _take_over(self, reuse: CaseLayers) -> None:
-        """Show this scan in another's layers; the label's is taken out and a new one put in its place."""
+        """Show this scan in another's layers."""
         shown = to_display(self.opened.ras)
         limits = contrast_limits(self.opened.ras)
         self.images, self.outlines = reuse.images, reuse.outlines
@@ -161,17 +165,18 @@ class CaseLayers:
                 image.contrast_limits_range = limits
         if limits is not None:
             self.images[0].contrast_limits = limits  # the other two follow
-        for name in (TEXT_MASK, PREDICTION):
-            self._show_in(reuse.labels[name], self.masks[name])
-            reuse.labels[name].name = name
-            self.labels[name] = reuse.labels[name]
+        self.labels = reuse.labels
+        for name, layer in self.labels.items():
+            self._show_in(layer, self.masks[name])
+            layer.name = name
         for layer, cell in zip(self.outlines, COLOURS, strict=True):
             self._show_in(layer, self.outlined)
             layer.colormap = self._outline_colours(cell)
-        self._viewer.layers.remove(reuse.labels[LABEL])
-        self._add_mask(LABEL)
-        order = self._viewer.layers
-        order.move(order.index(self.labels[LABEL]), order.index(self.outlines[-1]))
+        label = self.labels[LABEL]
+        mode = str(label.mode)
+        label.editable = False  # forgets the undo history
+        label.editable = True
+        label.mode = mode
 
     def _show_in(self, layer: Labels, array: Mask) -> None:
         layer.data = to_display(array)
@@ -179,59 +184,72 @@ class CaseLayers:
 
     # -- masks ------------------------------------------------------------------------------------------------
 
-    def show_slices(self, axis: int, indices: list[int], found: dict[str, Mask], threshold: float) -> None:
-        """Write probabilities of some slices (canonical ``axis``) in place and refresh the masks."""
-        for name, probs in found.items():
-            np.moveaxis(self.probs[name], axis, 0)[indices] = probs
-            if name in self.labels:
-                np.moveaxis(self.masks[name], axis, 0)[indices] = probs >= _level(threshold)
-        self._outline(axis, indices)
-        self.refresh()
+    def write_slices(self, axis: int, indices: list[int], found: dict[str, Mask]) -> None:
+        """Write probabilities of some slices (canonical ``axis``) and cut the masks; runs in the worker.
 
-    def apply_threshold(self, threshold: float, axis: int, indices: list[int]) -> None:
+        Slice by slice: that is how the arrays lie in memory, and numpy lets the window run meanwhile.
+        """
+        areas = self._areas.setdefault(axis, np.zeros(self.outlined.shape[axis], np.int64))
+        for place, index in enumerate(indices):
+            at = _slice(axis, index)
+            areas[index] = 0
+            for name, probs in found.items():
+                self.probs[name][at] = probs[place]
+                if name in self.labels:
+                    cut = self._cut(name, at)
+                    areas[index] += cut
+                    self.predicts = self.predicts or (name == PREDICTION and cut > 0)
+            self._outline(at)
+
+    def apply_threshold(self, axis: int, indices: list[int]) -> None:
         """Cut both masks anew in some slices of a canonical axis; your label is not touched."""
-        for name in (TEXT_MASK, PREDICTION):
-            probs = np.moveaxis(self.probs[name], axis, 0)
-            np.moveaxis(self.masks[name], axis, 0)[indices] = probs[indices] >= _level(threshold)
-        self._outline(axis, indices)
+        for index in indices:
+            at = _slice(axis, index)
+            for name in (TEXT_MASK, PREDICTION):
+                self._cut(name, at)
+            self._outline(at)
 
-    def threshold_everywhere(self, threshold: float) -> Iterator[bool]:
+    def _cut(self, name: str, at: tuple[Any, ...]) -> int:
+        """Cut one slice of a mask at the threshold; its area in voxels."""
+        cut = self.probs[name][at] >= _level(self.threshold)
+        self.masks[name][at] = cut
+        return int(np.count_nonzero(cut))
+
+    def threshold_everywhere(self) -> Iterator[bool]:
         """The same for the whole volume, some slices at a time; runs in the worker."""
         count = self.outlined.shape[2]
         for first in range(0, count, 16):
-            self.apply_threshold(threshold, 2, list(range(first, min(first + 16, count))))
+            self.apply_threshold(2, list(range(first, min(first + 16, count))))
             yield True
 
-    def _outline(self, axis: int, indices: list[int]) -> None:
-        """What the outlines hold in some slices: disagreement over the other structures."""
-        masks = {name: np.moveaxis(self.masks[name], axis, 0)[indices] for name in (TEXT_MASK, PREDICTION)}
-        found = np.zeros_like(masks[TEXT_MASK])
-        for number, other in enumerate(self.others.values()):
-            found[np.moveaxis(other, axis, 0)[indices] > 0] = FIRST_OTHER + number
-        if self.predicts:
-            found[masks[TEXT_MASK] > masks[PREDICTION]] = TEXT_ONLY
-            found[masks[PREDICTION] > masks[TEXT_MASK]] = PREDICTION_ONLY
-        np.moveaxis(self.outlined, axis, 0)[indices] = found
+    def outline_everywhere(self) -> Iterator[bool]:
+        """Draw the outlines of the whole volume anew; runs in the worker."""
+        for index in range(self.outlined.shape[2]):
+            self._outline(_slice(2, index))
+        yield True
 
-    @property
-    def predicts(self) -> bool:
-        """False where there is no prediction that the text mask could disagree with."""
-        return bool(self.masks[PREDICTION].any())
+    def _outline(self, at: tuple[Any, ...]) -> None:
+        """What the outlines hold in one slice: disagreement over the other structures."""
+        found = np.zeros_like(self.outlined[at])
+        for number, other in enumerate(self.others.values()):
+            found[other[at] > 0] = FIRST_OTHER + number
+        if self.predicts:
+            text, prediction = self.masks[TEXT_MASK][at], self.masks[PREDICTION][at]
+            found[text > prediction] = TEXT_ONLY
+            found[prediction > text] = PREDICTION_ONLY
+        self.outlined[at] = found
 
     def keep_as_other(self, name: str, mask: Mask) -> None:
-        """Show a structure's mask (canonical) as an outline in all three cells; an empty one is taken away."""
+        """A structure's mask (canonical) is to be an outline in all three cells; an empty one is taken away."""
         if mask.any():
             self.others[name] = mask
         else:
             self.others.pop(name, None)
-        self.show_others()
 
-    def show_others(self) -> None:
-        """Draw the outlines of every other structure anew."""
+    def colour_outlines(self) -> None:
+        """The outlines' colours follow the structures that there are."""
         for layer, cell in zip(self.outlines, COLOURS, strict=True):
             layer.colormap = self._outline_colours(cell)
-        self._outline(2, list(range(self.outlined.shape[2])))
-        self.refresh()
 
     def refresh(self) -> None:
         """Draw masks and outlines as their arrays are now."""
@@ -242,34 +260,33 @@ class CaseLayers:
         """Nothing was prompted yet."""
         for array in (*self.probs.values(), self.masks[TEXT_MASK], self.masks[PREDICTION]):
             array[:] = 0
-        self.show_others()
+        self._areas.clear()
+        self.predicts = False
 
     def compare(self, masks: list[Mask], names: list[str]) -> None:
         """Show two other masks in the cells of text mask and prediction, their disagreement in the third."""
+        self.predicts = True
         for kind, mask, name in zip((TEXT_MASK, PREDICTION), masks, names, strict=True):
             self.masks[kind][:] = mask
             self.labels[kind].name = name
-        self._outline(2, list(range(self.outlined.shape[2])))
-        self.refresh()
 
-    def end_comparison(self, names: list[str], threshold: float) -> None:
+    def end_comparison(self, names: list[str]) -> None:
         """The model's masks and their names again."""
+        self.predicts = bool(self.probs[PREDICTION].any())
         for kind, name in zip((TEXT_MASK, PREDICTION), names, strict=True):
             self.labels[kind].name = name
-        self.apply_threshold(threshold, 2, list(range(self.outlined.shape[2])))
-        self.refresh()
 
-    def mask_to_start_from(self, source: str, threshold: float) -> Mask:
+    def mask_to_start_from(self, source: str) -> Mask:
         """A new label array from "merged", the text mask, the prediction, or nothing."""
         if source not in self.probs:
             return np.zeros_like(self.masks[LABEL])
-        cut: Mask = (self.probs[source] >= _level(threshold)).astype(np.uint8)
+        cut: Mask = (self.probs[source] >= _level(self.threshold)).view(np.uint8)
         return cut
 
     def replace_label(self, wanted: Mask) -> int:
         """Write a whole label as one undoable step in napari's own history; returns how many voxels changed."""
         label, mask = self.labels[LABEL], self.masks[LABEL]
-        planes = np.flatnonzero(wanted.any((0, 1)) | mask.any((0, 1)))
+        planes = np.flatnonzero(wanted.view(np.bool_).any((0, 1)) | mask.view(np.bool_).any((0, 1)))
         found = [np.stack(np.nonzero(mask[:, :, z] != wanted[:, :, z])) for z in planes]
         count = [part.shape[1] for part in found]
         if not sum(count):
@@ -284,14 +301,13 @@ class CaseLayers:
 
     def side_by_side(self, on: bool) -> None:
         """Three linked cells, or everything stacked on one image."""
-        grid = self._viewer.canvas.grid
-        grid.stride, grid.shape, grid.enabled = STRIDE, (1, 3), on
+        _change(self._viewer.canvas.grid, stride=STRIDE, shape=(1, 3), enabled=on)
         for layer in (*self.images[1:], *self.outlines[:2]):
-            layer.visible = on
+            _change(layer, visible=on)
         for name, mask in self.labels.items():
-            mask.name_overlay.visible = on
-            mask.contour = 0 if on or name == LABEL else 1
-            mask.opacity = OPACITY if on else {LABEL: 0.3}.get(name, 1.0)
+            _change(mask.name_overlay, visible=on)
+            opacity = OPACITY if on else {LABEL: 0.3}.get(name, 1.0)
+            _change(mask, contour=0 if on or name == LABEL else 1, opacity=opacity)
         self._viewer.reset_view()
 
     def show_masks(self, on: bool) -> None:
@@ -334,11 +350,9 @@ class CaseLayers:
             self._viewer.add_layer(layer)
 
     def fullest_slice(self, axis: int) -> int | None:
-        """The canonical slice with the largest text mask or prediction; None where both are empty."""
-        areas = sum(
-            np.moveaxis(self.masks[name], axis, 0).sum((1, 2), dtype=np.int64) for name in (TEXT_MASK, PREDICTION)
-        )
-        return int(np.argmax(areas)) if np.any(areas) else None
+        """The canonical slice where a prompt found most; None where it found nothing."""
+        areas = self._areas.get(axis)
+        return int(np.argmax(areas)) if areas is not None and areas.any() else None
 
     def is_empty_at(self, axis: int, index: int) -> bool:
         """True when neither mask touches a canonical slice."""
@@ -354,6 +368,10 @@ class CaseLayers:
                 self._viewer.layers.remove(layer)
 
 
+def _slice(axis: int, index: int) -> tuple[Any, ...]:
+    return tuple(index if a == axis else slice(None) for a in range(3))
+
+
 def _empty(shape: tuple[int, ...]) -> Mask:
     """Zeros whose axial slices lie together in memory: those are stepped through."""
     return np.zeros(shape, np.uint8, order="F")
@@ -367,9 +385,16 @@ def contrast_limits(ras: NDArray[Any]) -> tuple[float, float] | None:
     """The 0.5 to 99.5 % range of a volume's finite voxels; None for RGB."""
     if ras.ndim == 4:
         return None
-    sample = ras.reshape(-1)[:: max(1, ras.size // 200_000)].astype(np.float64)
+    sample = evenly_spread(ras).astype(np.float64)
     low, high = (float(value) for value in np.nanquantile(sample[np.isfinite(sample)], (0.005, 0.995)))
     return (low, high) if high > low else (low, low + 1)
+
+
+def _change(model: Any, **values: Any) -> None:
+    """Set what is not so yet: napari lays out and draws the whole canvas anew at each of these."""
+    for name, value in values.items():
+        if getattr(model, name) != value:
+            setattr(model, name, value)
 
 
 def _any_of_block(mask: Mask, step: int) -> Mask:

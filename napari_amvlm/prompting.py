@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,19 +88,21 @@ class Prompting:
         controller, opened = self._controller, layers.opened
         name = controller.structure_for(prompt)
         visible = tuple(self.visible_slice(axis) for axis in range(3))
-        kept = np.zeros(opened.ras.shape[:3], np.uint8)
+        kept = np.zeros(opened.ras.shape[:3], np.uint8, order="F")
         head: dict[str, int] = {}
 
         def arrived(result: Any) -> None:
             if isinstance(result, tuple):
                 head["axis"] = result[1]
             elif not isinstance(result, Guard):
-                cut = result.merged >= max(1, round(controller.threshold * 255))
-                np.moveaxis(kept, head["axis"], 0)[result.indices] = cut
+                cut = result.merged >= max(1, round(layers.threshold * 255))
+                for place, index in enumerate(result.indices):
+                    np.moveaxis(kept, head["axis"], 0)[index] = cut[place]
 
         def ended(whole: bool) -> None:
             if whole and controller.layers is layers and layers.present():
                 layers.keep_as_other(name, kept)
+                controller.draw_outlines()
                 controller.label.keep_draft_of(name, kept)
 
         controller.worker.submit(
@@ -125,8 +128,7 @@ class Prompting:
             if isinstance(result, Guard):
                 head["guard"] = result.sentence
                 return
-            found = {TEXT_MASK: result.text_mask, PREDICTION: result.prediction, "merged": result.merged}
-            layers.show_slices(head["axis"], result.indices, found, controller.threshold)
+            layers.refresh()
             if controller.panel is not None:
                 left = (time.monotonic() - began) / result.done * (result.total - result.done)
                 text = f"{result.done} of {result.total} slices, {left:.0f} s left"
@@ -144,12 +146,19 @@ class Prompting:
 
         if controller.panel is not None:
             controller.panel.show_progress(0, 0, "Loading the model …")
-        controller.worker.submit(
-            Job(
-                lambda: controller.engine.segment(model.folder, opened.volume, prompt, visible),
-                owner=opened, kind=KIND, on_result=arrived, on_end=ended, on_error=controller.fail,
-            )
-        )  # fmt: skip
+
+        def work() -> Iterator[Any]:
+            axis = 2
+            for result in controller.engine.segment(model.folder, opened.volume, prompt, visible):
+                if isinstance(result, tuple):
+                    axis = result[1]
+                elif not isinstance(result, Guard) and not job.cancelled.is_set():
+                    found = {TEXT_MASK: result.text_mask, PREDICTION: result.prediction, "merged": result.merged}
+                    layers.write_slices(axis, result.indices, found)
+                yield result
+
+        job = Job(work, owner=opened, kind=KIND, on_result=arrived, on_end=ended, on_error=controller.fail)
+        controller.worker.submit(job)
 
     def apply_threshold(self, threshold: float) -> None:
         """The slice on screen at once, the rest in the worker; your label is not touched."""
@@ -157,13 +166,14 @@ class Prompting:
         if layers is None or not layers.present():
             return
         axis = 2 - int(controller.viewer.dims.order[0])
-        layers.apply_threshold(threshold, axis, [self.visible_slice(axis)])
+        layers.threshold = threshold
+        layers.apply_threshold(axis, [self.visible_slice(axis)])
         layers.refresh()
         if self._cutting is not None:
             self._cutting.cancel()
         self._cutting = controller.worker.submit(
             Job(
-                lambda: layers.threshold_everywhere(threshold), owner=layers.opened,
+                layers.threshold_everywhere, owner=layers.opened,
                 on_end=lambda whole: self._threshold_settled(layers) if whole else None,
             )
         )  # fmt: skip

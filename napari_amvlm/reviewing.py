@@ -256,6 +256,7 @@ class Reviewing:
                 return
             names = [f"{when(r)} by {r.author}" for r in chosen]
             layers.compare(masks, names)
+            controller.draw_outlines()
             self._showing_difference = True
             ml = layers.opened.volume.voxel_ml
             apart = int(np.count_nonzero(masks[0] != masks[1]))
@@ -274,7 +275,8 @@ class Reviewing:
         """The model's masks again."""
         layers = self._controller.layers
         if layers is not None and self._showing_difference:
-            layers.end_comparison([TEXT_MASK, PREDICTION], self._controller.threshold)
+            layers.end_comparison([TEXT_MASK, PREDICTION])
+            self._controller.prompting.apply_threshold(self._controller.threshold)
         self._showing_difference = False
         if self.panel is not None:
             self.panel.show_difference_open(False)

@@ -10,6 +10,7 @@ from napari.components._viewer_mouse_bindings import dims_scroll
 from napari.components.overlays import TextOverlay
 from qtpy.QtCore import QObject
 
+from amvlm.imaging import evenly_spread
 from napari_amvlm.layers import contrast_limits
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Viewing(QObject):
         modality = layers.opened.volume.modality
         if modality or layers.opened.ras.dtype.kind == "u":
             return modality == "CT"
-        sample = layers.opened.ras.reshape(-1)[:: max(1, layers.opened.ras.size // 50_000)]
+        sample = evenly_spread(layers.opened.ras, 50_000)
         low = float(np.nanmin(sample))
         return -4000 <= low <= -900 and float(np.nanmax(sample)) > 300
 

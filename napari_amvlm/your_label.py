@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ class YourLabel(QObject):
     def __init__(self, controller: Controller) -> None:
         super().__init__(controller)
         self._controller = controller
+        self.strokes = 0
+        self._watched: weakref.ref[Labels] | None = None
         self._measure_timer = self._timer(MEASURE_MS, self.measure)
         self._measure_timer.setSingleShot(True)
         self._autosave_timer = self._timer(AUTOSAVE_MS, self.autosave)
@@ -55,7 +58,10 @@ class YourLabel(QObject):
         self._fingerprint = ""
 
     def watch(self, layer: Labels) -> None:
-        """Hear of strokes on the label's layer, and of undo and redo, which napari does not tell."""
+        """Hear of strokes on the label's layer, and of undo and redo, which napari does not tell; once per layer."""
+        if self._watched is not None and self._watched() is layer:
+            return
+        self._watched = weakref.ref(layer)
         layer.events.paint.connect(self.painted)
 
         def undo(labels: Labels) -> None:
@@ -87,6 +93,7 @@ class YourLabel(QObject):
 
     def painted(self, _: Any = None) -> None:
         """The person changed the label (or undid a change)."""
+        self.strokes += 1
         if not self._filling:
             self._touched = self._dirty = True
         self.measure_soon()
@@ -103,10 +110,13 @@ class YourLabel(QObject):
         if not self._touched:
             self._fill(self._start)
 
-    def edited(self, wanted: Mask) -> None:
-        """Put a corrected label on screen, as one undoable step that counts as the person's own."""
-        if self._controller.layers is not None and self._controller.layers.replace_label(wanted):
+    def edited(self, wanted: Mask) -> int:
+        """Put a corrected label on screen, as one undoable step that counts as the person's own; voxels changed."""
+        layers = self._controller.layers
+        changed = layers.replace_label(wanted) if layers is not None else 0
+        if changed:
             self.painted()
+        return changed
 
     def discard_draft(self) -> None:
         """Go back to the label as it was last judged; the restored work can be had again with undo."""
@@ -148,7 +158,7 @@ class YourLabel(QObject):
         layers = self._controller.layers
         if layers is None:
             return
-        wanted = layers.mask_to_start_from(source, self._controller.threshold)
+        wanted = layers.mask_to_start_from(source)
         self.write(wanted)
         self._started_from, self._start_mask = source, wanted
         self.measure_soon()

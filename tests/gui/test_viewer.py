@@ -258,6 +258,22 @@ def test_corrections_are_undone_one_by_one_ten_deep(window: Any, study: Path) ->
         assert np.array_equal(label.data, state)
 
 
+def test_undo_does_not_reach_into_another_scan(window: Any, study: Path) -> None:
+    window.open(study)
+    first = window.controller.open_case_id
+    label = window.controller.layers.labels[LABEL]
+    label.paint((3, 3, 3), 1)
+    other = next(c.case_id for c in LabelStore(study).cases() if c.case_id != first)
+    window.controller.open_case(other)
+    window.idle()
+    before = window.controller.layers.masks[LABEL].copy()
+    window.controller.layers.labels[LABEL].undo()
+    assert np.array_equal(window.controller.layers.masks[LABEL], before)
+    window.controller.layers.labels[LABEL].paint((3, 3, 3), 1)
+    assert window.controller.label._touched
+    assert not np.array_equal(window.controller.layers.masks[LABEL], before)
+
+
 def test_fill_and_interpolate_in_the_plane_that_is_shown(window: Any, study: Path) -> None:
     window.open(study)
     controller, layers = window.controller, window.controller.layers
@@ -427,6 +443,7 @@ def test_two_revisions_side_by_side_and_a_way_back(window: Any, study: Path) -> 
     assert "Dice 0.91" in panel._said.text()
     assert "ben" in layers.labels[TEXT_MASK].name
     panel._close.click()
+    window.idle()
     assert layers.labels[TEXT_MASK].name == TEXT_MASK
     assert not layers.masks[TEXT_MASK].any()
     panel.history.selectRow(1)

@@ -2,6 +2,7 @@
 
 from amvlm.imaging.orientation import (
     canonical_mask,
+    evenly_spread,
     from_display,
     obliquity_deg,
     slice_axis,
@@ -17,6 +18,7 @@ __all__ = [
     "Volume",
     "canonical_mask",
     "check_target",
+    "evenly_spread",
     "from_display",
     "nifti_bytes",
     "obliquity_deg",

@@ -86,3 +86,14 @@ def slice_axis(spacing_mm: NDArray[np.float64], planar: bool = False) -> int:
     coarsest = float(spacing_mm.max())
     tied = [axis for axis in range(3) if spacing_mm[axis] >= 0.99 * coarsest]
     return max(tied)
+
+
+def evenly_spread(array: NDArray[Any], most: int = 200_000) -> NDArray[Any]:
+    """At most so many voxels on a regular grid, as a view: nothing large is copied, whatever the order in memory."""
+    steps = [1, 1, 1]
+    counts = list(array.shape[:3])
+    while counts[0] * counts[1] * counts[2] > most:
+        axis = counts.index(max(counts))
+        steps[axis] += 1
+        counts[axis] = -(-array.shape[axis] // steps[axis])
+    return array[:: steps[0], :: steps[1], :: steps[2]]

@@ -128,7 +128,7 @@ def _header_bytes(head: bytes, path: Path) -> int:
     return offset + size
 
 
-def _nifti_content(path: Path) -> bytes:
+def _nifti_content(path: Path) -> bytearray:
     """Read the whole file, decompressing to the end so that length and checksum are verified."""
     opener = gzip.open if path.name.lower().endswith(".gz") else open
     try:
@@ -137,7 +137,12 @@ def _nifti_content(path: Path) -> bytes:
             if len(head) < 348:
                 raise UserError("the file is too short to be a NIfTI image", file=path, remedy=_DAMAGED)
             expected = _header_bytes(head, path)
-            content: bytes = head + stream.read(max(0, expected - len(head)))
+            content = bytearray(max(expected, len(head)))  # of the final size at once: volumes are large
+            content[: len(head)] = head
+            held = len(head)
+            with memoryview(content) as whole:
+                while held < expected and (count := stream.readinto(whole[held:])):
+                    held += count
             trailing = 0
             while chunk := stream.read(2**20):
                 trailing += len(chunk)
@@ -148,23 +153,27 @@ def _nifti_content(path: Path) -> bytes:
     except (gzip.BadGzipFile, zlib.error) as error:
         kind = "the checksum is wrong" if "CRC" in str(error) else "the compressed stream is damaged"
         raise UserError(kind, file=path, remedy=_DAMAGED) from error
-    if len(content) < expected:
+    if held < expected:
         raise UserError(
-            f"the file is cut short: {expected:,} bytes expected, {len(content):,} found",
+            f"the file is cut short: {expected:,} bytes expected, {held:,} found",
             file=path,
             remedy=_DAMAGED,
         )
     return content
 
 
-def volume_from_nifti(content: bytes, path: Path, volume_index: int | None = None) -> Volume:
+def volume_from_nifti(content: bytes | bytearray, path: Path, volume_index: int | None = None) -> Volume:
     """Decode the bytes of an uncompressed NIfTI file; ``path`` is only for messages. See :func:`read_volume`."""
-    kind = nibabel.Nifti2Image if content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nibabel.Nifti1Image
+    kind = nibabel.Nifti2Header if content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nibabel.Nifti1Header
     try:
         with warnings.catch_warnings(action="ignore"):
-            image = kind.from_bytes(content)
-        slope, inter = image.dataobj.slope, image.dataobj.inter  # the loaded header's own are reset
-        stored: NDArray[Any] = np.asanyarray(image.dataobj.get_unscaled())
+            header = kind.from_fileobj(io.BytesIO(content[:544]))
+            affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+            slope, inter = (given if given is not None else usual for given, usual in
+                            zip(header.get_slope_inter(), (1.0, 0.0), strict=True))  # fmt: skip
+        shape, dtype = header.get_data_shape(), header.get_data_dtype()
+        count, offset = int(np.prod(shape, dtype=object)), int(header["vox_offset"])
+        stored: NDArray[Any] = np.frombuffer(content, dtype, count, offset).reshape(shape, order="F")
     except Exception as error:
         raise UserError("this is not a readable NIfTI image", file=path, remedy=_DAMAGED) from error
     array = _three_dimensional(stored, path, volume_index)
@@ -179,9 +188,7 @@ def volume_from_nifti(content: bytes, path: Path, volume_index: int | None = Non
         array = array.astype(np.float32) * np.float32(slope) + np.float32(inter)
     if array.dtype.kind == "f" and not np.isfinite(array).any():
         raise UserError("no voxel holds a finite number", file=path, remedy="Export the scan again from its source.")
-    header = image.header
     sides_known = bool(header["sform_code"] > 0 or header["qform_code"] > 0)
-    affine = np.asarray(image.affine, dtype=np.float64)
     try:
         volume = Volume(array, affine, sides_known)
     except UserError as error:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from amvlm.imaging.orientation import slice_axis, to_canonical, to_original
+from amvlm.imaging.orientation import evenly_spread, slice_axis, to_canonical, to_original
 from amvlm.imaging.volume import Volume
 
 
@@ -92,8 +92,11 @@ class IntensityScale:
 
     @classmethod
     def of(cls, array: NDArray[Any]) -> IntensityScale:
-        """Measure a whole volume on at most 200,000 evenly spread voxels; non-finite ones do not count."""
-        sample = array.reshape(-1)[:: max(1, array.size // 200_000)].astype(np.float64)
+        """Measure a whole volume on at most 200,000 evenly spread voxels; non-finite ones do not count.
+
+        ``array`` is in canonical order, so that a scan stored otherwise gives the same scale.
+        """
+        sample = evenly_spread(array).astype(np.float64).ravel()
         sample = sample[np.isfinite(sample)]
         if sample.size == 0:
             return cls(0.0, 0.0, 0.0, 1.0)

@@ -206,7 +206,7 @@ def _scenes(store: LabelStore, cases: Sequence[Case], structure: str, model: Amv
         volume = store.read_image(case)
         grid = SliceGrid.of(volume, model.image_size)
         stack = grid.stack(volume.array)
-        squares = slabs(stack, IntensityScale.of(volume.array), grid, list(range(grid.count)))
+        squares = slabs(stack, IntensityScale.of(stack), grid, list(range(grid.count)))
         caption = swap_sides(own[0]) if case.laterality != model.card.laterality else own[0]
         key = (case.case_id, structure)
         truth = None

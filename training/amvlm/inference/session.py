@@ -65,7 +65,7 @@ class Session:
         self._device = torch.device(device)
         self._grid = SliceGrid.of(volume, model.image_size)
         self._stack = self._grid.stack(volume.array)
-        self._scale = IntensityScale.of(volume.array)
+        self._scale = IntensityScale.of(self._stack)
         self._features: Tensor | None = None
         self._student: Tensor | None = None
         self._image: Tensor | None = None
@@ -168,7 +168,7 @@ class Session:
         weights, bias = self._text(for_model_side(checked_prompt(prompt), self.model.card.laterality))
         order = self.order(self.slices // 2 if visible is None else min(max(visible, 0), self.slices - 1))
         done = 0
-        for batch in _batches(order, ready=bool(self._embedded.all())):
+        for batch in _batches(order, self._at_once()):
             missing = [z for z in batch if not self._embedded[z]]
             if missing:
                 self._embed(missing)
@@ -186,6 +186,12 @@ class Session:
             views["prediction"][result.indices] = result.prediction
             views["merged"][result.indices] = result.merged
         return found
+
+    def _at_once(self) -> int:
+        """Slices of a batch: few while they are embedded, later as many as hold about eight million voxels."""
+        if not self._embedded.all():
+            return BATCH
+        return max(BATCH, 2**23 // max(1, int(self._stack[0].size)))
 
     @torch.inference_mode()
     def _text(self, prompt: str) -> tuple[Tensor, Tensor]:
@@ -294,13 +300,12 @@ class Session:
         return found
 
 
-def _batches(indices: list[int], ready: bool = False) -> Iterator[list[int]]:
-    """The first slice alone, so that something is seen at once; then batches, larger where all is embedded."""
-    if ready and len(indices) <= 1024:
+def _batches(indices: list[int], at_once: int = BATCH) -> Iterator[list[int]]:
+    """The first slice alone, so that something is seen at once; then batches; all together where they fit in one."""
+    if len(indices) <= at_once and at_once > BATCH:
         yield sorted(indices)
         return
-    size = 64 if ready else BATCH
     if indices:
         yield indices[:1]
-    for begin in range(1, len(indices), size):
-        yield indices[begin : begin + size]
+    for begin in range(1, len(indices), at_once):
+        yield indices[begin : begin + at_once]

@@ -120,6 +120,7 @@ class SliceBank:
     def _make(self, case: Case) -> None:
         volume = self._store.read_image(case)
         grid = SliceGrid.of(volume, self.size)
-        planes = torch.from_numpy(IntensityScale.of(volume.array).apply(grid.stack(volume.array)))
+        stack = grid.stack(volume.array)
+        planes = torch.from_numpy(IntensityScale.of(stack).apply(stack))
         planes = planes.movedim(-1, 1) if planes.ndim == 4 else planes[:, None]
         self._keep(self._path(case), grid.to_square(planes).numpy().astype(np.float16))
