@@ -43,6 +43,7 @@ class Walk:
             "review": dock(self.review, name="Review pseudo-labels", tabify=True),
             "train": dock(self.train, name="Train", tabify=True),
         }
+        settle(0.5)
         self.docks["segment"].raise_()
         self.actions = 0
         self.counts: dict[str, int] = {}
@@ -239,6 +240,16 @@ def review(walk: Walk) -> None:
 
 def train(walk: Walk, steps: int) -> None:
     """Train on what was accepted, use the new model, and know the way back."""
+    from amvlm.demo import cases_to_correct
+
+    store = walk.controller.store
+    for case_id in cases_to_correct(store):  # the experts' masks, as if corrected
+        for structure in store.structures()[:2]:
+            reference = store.masks.read(store.references()[case_id, structure.name]).array
+            store.accept(case_id, structure.name, reference, prompt=structure.name)
+    walk.controller.training.labels_changed()
+    walk.controller.refresh_lists()
+    walk.idle()
     walk.go_to("train")
     walk.shoot("before-training")
     start = walk.actions

@@ -81,6 +81,7 @@ class Controller(QObject):
         self.structure = ""
         self.panel: PromptPanel | None = None
         self.is_side_by_side = True
+        self._offered: Callable[[], None] = lambda: None
         self.studies = Studies(self)
         self.viewing = Viewing(self)
         self.prompting = Prompting(self)
@@ -161,7 +162,7 @@ class Controller(QObject):
         panel.window_chosen.connect(self.viewing.show_window)
         panel.copy_brush_chosen.connect(self.correcting.use_copy_brush)
         panel.correction_requested.connect(self.correcting.apply)
-        panel.offer_declined.connect(self.label.discard_draft)
+        panel.offer_taken.connect(self._take_offer)
         panel.keys_requested.connect(self.show_keys)
         panel.start_requested.connect(self.label.start_from)
         panel.view_chosen.connect(self.show_side_by_side)
@@ -181,6 +182,21 @@ class Controller(QObject):
     def notice(self, text: str, warning: bool = False) -> None:
         if self.panel is not None:
             self.panel.show_notice(text, warning)
+
+    def offer(self, text: str, action: str, tip: str, then: Callable[[], None]) -> None:
+        """Offer something on a button of the panel; only the newest offer stands."""
+        self._offered = then
+        if self.panel is not None:
+            self.panel.show_offer(text, action, tip)
+
+    def _take_offer(self) -> None:
+        self._offered()
+
+    def _offer_to_discard(self) -> None:
+        self.offer(
+            "Work in progress was restored.", "Discard it", "Go back to the label as it was last judged",
+            self.label.discard_draft,
+        )  # fmt: skip
 
     def fail(self, text: str) -> None:
         self.judging.failed()
@@ -239,8 +255,8 @@ class Controller(QObject):
         if opened.case is None:
             sentences = [*sentences, "This scan is in no study: make one to keep labels."]
         self.notice("\n".join(sentences), bool(opened.notes))
-        if opened.draft and self.panel is not None:
-            self.panel.show_offer("Work in progress on this case was restored.", "Discard it")
+        if opened.draft:
+            self._offer_to_discard()
         self.refresh_lists()
         self.reviewing.case_opened()
         self.label.measure_soon()
@@ -289,8 +305,8 @@ class Controller(QObject):
             self.draw_outlines()
             self.label.write(label if label is not None else empty)
             self.label.begin(label)
-            if draft and self.panel is not None:
-                self.panel.show_offer("Work in progress on this structure was restored.", "Discard it")
+            if draft:
+                self._offer_to_discard()
             self.refresh_lists()
             self.label.measure_soon()
 
@@ -309,14 +325,21 @@ class Controller(QObject):
         if named and self.structure not in named:
             self.choose_structure(max(named, key=len))
 
+    def named_structure(self, prompt: str) -> str:
+        """The structure of the study that a prompt names, the only one where there is but one, or ""."""
+        structures = self.store.structures() if self.store is not None else []
+        named = [structure.name for structure in structures if structure.named_in(prompt)]
+        if not named and len(structures) == 1:
+            named = [structures[0].name]
+        return max(named, key=len, default="")
+
     def structure_for(self, prompt: str) -> str:
         """The structure that a prompt names; in a study a new one is made on the spot, called by the prompt."""
         store = self.store
         if store is None:
             return prompt
-        named = [structure.name for structure in store.structures() if structure.named_in(prompt)]
-        if named:
-            return max(named, key=len)
+        if named := self.named_structure(prompt):
+            return named
         name = " ".join(prompt.split())[:60]
         self.guard(lambda: store.add_structure(name, prompts=[prompt]) or True)
         if self.layers is not None:

@@ -335,7 +335,7 @@ class CaseLayers:
         where = {"scale": np.array(self.opened.spacing_mm[::-1]) * step, "metadata": {"amvlm_twin": True}}
         shown = to_display(self.opened.ras)[every]
         image = Image(
-            np.ascontiguousarray(shown), name="3-D image", rgb=shown.ndim == 4, rendering="attenuated_mip",
+            np.ascontiguousarray(shown), name="3-D image", rgb=shown.ndim == 4, rendering="mip", opacity=0.35,
             contrast_limits=self.images[0].contrast_limits if shown.ndim == 3 else None, **where,
         )  # fmt: skip
         self._twins = [image]
@@ -344,7 +344,7 @@ class CaseLayers:
             small = _any_of_block(to_display(mask), step)
             self._twins.append(
                 Labels(small, name=f"3-D {name.lower()}", colormap=DirectLabelColormap(color_dict=colours),
-                       visible=name == LABEL, **where)
+                       opacity=1.0, visible=name == LABEL, **where)
             )  # fmt: skip
         for layer in self._twins:
             self._viewer.add_layer(layer)

@@ -140,7 +140,8 @@ class Prompting:
             if controller.panel is not None:
                 controller.panel.show_idle()
             if whole and layers.present() and head:
-                controller.label.prompted(prompt, str(head["fingerprint"]), bool(head["predicts"]))
+                follow = self._belongs(prompt)
+                controller.label.prompted(prompt, str(head["fingerprint"]), bool(head["predicts"]), follow)
                 self._show_where_found(prompt, head["axis"], [*head["warnings"], *filter(None, [head.get("guard")])])
             controller.label.measure_soon()
 
@@ -159,6 +160,22 @@ class Prompting:
 
         job = Job(work, owner=opened, kind=KIND, on_result=arrived, on_end=ended, on_error=controller.fail)
         controller.worker.submit(job)
+
+    def _belongs(self, prompt: str) -> bool:
+        """False for words that name no structure of the study: their mask must not become another structure's label."""
+        controller = self._controller
+        if controller.store is None or controller.named_structure(prompt):
+            return True
+        name = " ".join(prompt.split())[:60]
+        controller.offer(
+            f"“{name}” names no structure of this study, so your label was left alone.", "Add it",
+            "Make a structure of this name; its label starts from this prompt", lambda: self._add_and_run(name, prompt),
+        )  # fmt: skip
+        return False
+
+    def _add_and_run(self, name: str, prompt: str) -> None:
+        self._controller.add_structure(name)
+        self.run(prompt)
 
     def apply_threshold(self, threshold: float) -> None:
         """The slice on screen at once, the rest in the worker; your label is not touched."""

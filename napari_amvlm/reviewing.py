@@ -254,7 +254,7 @@ class Reviewing:
         def show(masks: list[Mask]) -> None:
             if controller.layers is not layers or not layers.present():
                 return
-            names = [f"{when(r)} by {r.author}" for r in chosen]
+            names = [f"{r.author[:9]} ({r.revision_id})" for r in chosen]
             layers.compare(masks, names)
             controller.draw_outlines()
             self._showing_difference = True

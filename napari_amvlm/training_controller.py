@@ -160,7 +160,13 @@ class TrainingController(QObject):
     def _ended(self) -> None:
         self.current = None
         if self.panel is not None and not self._failed:
-            self.panel.show_result(comparison(self._before, self._after), f"Saved the model {self.new_model}.")
+            text = f"Saved the model {self.new_model}."
+            if self._store is not None and (flattered := unchanged_validation_labels(self._store)):
+                text += (
+                    f" {flattered} validation label(s) are a model's own mask, accepted unchanged: they favour the "
+                    "model that drew them."
+                )
+            self.panel.show_result(comparison(self._before, self._after), text)
         self._controller.refresh_lists()
         self.labels_changed()
 
@@ -184,6 +190,15 @@ class TrainingController(QObject):
         """The window closes: stop following; the run goes on."""
         if self.current is not None:
             self.current.forget()
+
+
+def unchanged_validation_labels(store: LabelStore) -> int:
+    """How many validation labels a model drew and nobody corrected."""
+    validation = {case.case_id for case in store.cases("val")}
+    return sum(
+        r.case_id in validation and r.kind == "accepted" and bool(r.model_fingerprint) and r.edited_voxels == 0
+        for r in store.snapshot().revisions
+    )
 
 
 def count_labels(store: LabelStore) -> tuple[tuple[int, int, int], list[str]]:

@@ -98,8 +98,10 @@ class YourLabel(QObject):
             self._touched = self._dirty = True
         self.measure_soon()
 
-    def prompted(self, prompt: str, fingerprint: str, predicts: bool) -> None:
-        """A prompt ran to its end."""
+    def prompted(self, prompt: str, fingerprint: str, predicts: bool, follow: bool) -> None:
+        """A prompt ran to its end; the label takes its mask if the words belong to the label's structure."""
+        if not follow:
+            return
         self._prompt, self._fingerprint = prompt, fingerprint
         if not predicts and self._start == "merged":
             self._start = TEXT_MASK

@@ -146,7 +146,7 @@ class PromptPanel(Panel):
     window_chosen = Signal(str)
     copy_brush_chosen = Signal(str)
     correction_requested = Signal(str)
-    offer_declined = Signal()
+    offer_taken = Signal()
     keys_requested = Signal()
     accepted = Signal()
     absent_marked = Signal()
@@ -206,16 +206,16 @@ class PromptPanel(Panel):
         row = QHBoxLayout(self._offer)
         row.setContentsMargins(0, 0, 0, 0)
         self._offer_text = small("")
-        self._decline = button("Discard it", "Go back to the label as it was last judged", self._emit_declined)
+        self._take = button("", "Do this", self._emit_offer)
         row.addWidget(self._offer_text, 1)
-        row.addWidget(self._decline)
+        row.addWidget(self._take)
         self._offer.setVisible(False)
         layout.addWidget(self._offer)
         return box
 
-    def _emit_declined(self) -> None:
+    def _emit_offer(self) -> None:
         self._offer.setVisible(False)
-        self.offer_declined.emit()
+        self.offer_taken.emit()
 
     def _notice_label(self) -> QLabel:
         self._notice = QLabel()
@@ -391,6 +391,7 @@ class PromptPanel(Panel):
     def show_open(self, in_study: bool) -> None:
         """Show what applies to an open scan; judging needs a study."""
         self._offer.setVisible(False)
+        self.start.setCurrentIndex(0)
         for box in self._scan_boxes:
             box.setVisible(True)
         for box in (self._study_box, self._judge_box):
@@ -418,10 +419,11 @@ class PromptPanel(Panel):
             brush.setChecked(False)
             brush.blockSignals(False)
 
-    def show_offer(self, text: str, action: str) -> None:
-        """Something that was done for the person, with a way back."""
+    def show_offer(self, text: str, action: str, tip: str) -> None:
+        """Something that the person may want next, on one button; ``offer_taken`` tells that it was pressed."""
         self._offer_text.setText(text)
-        self._decline.setText(action)
+        self._take.setText(action)
+        self._take.setToolTip(tip)
         self._offer.setVisible(True)
 
     def show_notice(self, text: str, warning: bool = False) -> None:

@@ -140,6 +140,7 @@ class ReviewPanel(Panel):
         self.history.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self.history.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
         self.history.verticalHeader().setVisible(False)
+        self.history.setWordWrap(False)
         self.history.setFixedHeight(130)
         self.history.setToolTip("Select one revision to bring it back, two to see their difference")
         header = self.history.horizontalHeader()

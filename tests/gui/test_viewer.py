@@ -181,6 +181,20 @@ def test_words_that_make_no_difference_are_said(window: Any, study: Path) -> Non
     assert "This model knows" in window.notice
 
 
+def test_words_that_name_no_structure_leave_the_label_alone(window: Any, study: Path) -> None:
+    window.open(study)
+    window.run()
+    layers, label = window.controller.layers, window.controller.layers.masks[LABEL].copy()
+    window.run("spleen")
+    assert np.array_equal(layers.masks[LABEL], label)
+    assert "names no structure" in window.prompt._offer_text.text()
+    window.prompt._take.click()
+    window.idle()
+    assert window.controller.structure == "spleen"
+    assert np.array_equal(layers.masks[LABEL], layers.probs[TEXT_MASK] > 127)
+    assert STRUCTURE in layers.others
+
+
 def test_completion_and_history(window: Any, study: Path, qtbot: Any) -> None:
     window.open(study)
     edit = window.prompt.prompt
@@ -320,7 +334,7 @@ def test_restored_work_can_be_declined(window: Any, study: Path) -> None:
     window.controller.open_case(case_id)
     window.idle()
     assert window.prompt._offer.isVisibleTo(window.prompt)
-    window.prompt._decline.click()
+    window.prompt._take.click()
     window.idle()
     assert not window.controller.layers.masks[LABEL].any()
     assert LabelStore(study).state(case_id, STRUCTURE) == "unknown"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from amvlm.errors import UserError
 from amvlm.imaging import Volume, read_volume, to_canonical, to_original
 from amvlm.inference import Session, bundled_model_folder, evaluate
 from amvlm.models import AmvlmModel
+from amvlm.models.quality import ExpectedDice
 from amvlm.sample.study import START_SET, sample_splits
 from amvlm.store import LabelStore
 
@@ -146,3 +148,20 @@ def test_the_result_of_pamr_is_used(build_model: Builder, scan_path: Path) -> No
     model.generator_settings = model.generator_settings.model_copy(update={"pamr_iterations": 10})
     refined = Session(model, read_volume(scan_path)).segment_volume("anterior hippocampus")["text mask"]
     assert (plain != refined).any()
+
+
+def test_doubts_are_said(bundled: AmvlmModel, scan: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(bundled, scan)
+    list(session.segment("anterior hippocampus"))
+    assert session.doubts("anterior hippocampus") == ""
+    list(session.segment("spleen"))
+    same = session._text("anterior hippocampus")
+    monkeypatch.setattr(session, "_text", lambda _: same)  # a model that does not read
+    list(session.segment("spleen"))
+    assert "make no difference" in session.doubts("spleen")
+    list(session.segment("anterior hippocampus"))
+    monkeypatch.setattr(ExpectedDice, "of", lambda *_: 0.31)
+    assert "expected Dice 0.31" in session.doubts("anterior hippocampus")
+    monkeypatch.setattr(session, "_areas", session._areas * 0)
+    monkeypatch.setattr(session, "signs", lambda _: SimpleNamespace(agreement=0.0))
+    assert "finds no “anterior hippocampus”" in session.doubts("anterior hippocampus")

@@ -24,6 +24,7 @@ from amvlm.models.quality import Signs
 from amvlm.text import checked_prompt, for_model_side
 
 BATCH = 16
+_DOUBTFUL = 0.5
 
 
 @dataclass(frozen=True)
@@ -110,30 +111,49 @@ class Session:
         return found
 
     def doubts(self, prompt: str) -> str:
-        """What speaks against the text mask of the prompt that ran last: words that make no difference.
+        """What speaks against the masks of the prompt that ran last: the target may be absent, or the words unread.
 
         Returns
         -------
         str
-            A sentence, or "". Compares, on up to 16 slices with the largest masks, with the text mask of an empty
-            caption: a model that outlines the same without the words did not read them (Dice ≥ 0.95). Asked only for
-            structures that the model was not taught.
+            A sentence, or "". Of a structure that the student predicts: a text mask that is empty beside a prediction
+            that is not, or an expected Dice below 0.5. Of one that the model was not taught: a text mask that, on up
+            to 16 slices with the largest masks, is the same as under an empty caption (Dice ≥ 0.95).
         """
-        card = self.model.card
-        if card.structure_of(checked_prompt(prompt)) is not None or card.free_captions or not self._areas.any():
+        card, name = self.model.card, checked_prompt(prompt)
+        structure = self.prediction_of(prompt)
+        if structure is not None:
+            signs = self.signs(prompt)
+            if not self._areas.any() and signs is not None and signs.agreement == 0 and self._predicts_any(structure):
+                return (
+                    f"The text finds no “{name}” in this scan, although the prediction outlines something. "
+                    "If it is not there, choose Absent."
+                )
+            expected = None if signs is None or structure.expected_dice is None else structure.expected_dice.of(signs)
+            if expected is not None and expected < _DOUBTFUL and self._areas.any():
+                return (
+                    f"The mask of “{name}” is probably poor (expected Dice {expected:.2f}): is it in this scan at all? "
+                    "If not, choose Absent."
+                )
+            return ""
+        if card.structure_of(name) is not None or card.free_captions or not self._areas.any():
             return ""
         largest = self._areas.argsort(descending=True)[:BATCH].tolist()
         with_words, without = (
             self._masks(largest, *self._text(for_model_side(words, card.laterality)), None)[0] > 127
-            for words in (checked_prompt(prompt), "")
+            for words in (name, "")
         )
         total = int(with_words.sum() + without.sum())
         if 2 * int((with_words & without).sum()) < 0.95 * total:
             return ""
         return (
-            f"The words “{prompt}” make no difference to this model: it outlines the same without them. "
+            f"The words “{name}” make no difference to this model: it outlines the same without them. "
             "Do not trust this mask."
         )
+
+    def _predicts_any(self, structure: KnownStructure) -> bool:
+        column = self.model.card.structures.index(structure)
+        return self._student is not None and bool((self._student[:, column] > 0).any())
 
     def prediction_of(self, prompt: str) -> KnownStructure | None:
         """The structure that the student predicts for a prompt; None where it knows none, or there is no student."""
