@@ -176,6 +176,23 @@ def rss() -> float:
     return pages * resource.getpagesize() / 2**30
 
 
+def saving(ours: Ours, path: Path, folder: Path) -> np.ndarray:
+    """Put the scan into a study, prompt, accept."""
+    from amvlm.exchange import import_study
+    from amvlm.store import LabelStore
+
+    import_study(path, folder)
+    LabelStore(folder).add_structure(PROMPT, prompts=[PROMPT])
+    ours.controller.studies.open_study(folder)
+    pump(lambda: bool(ours.controller.open_case_id) and not ours.controller.worker.busy)
+    ours.prompt(PROMPT)
+    if not ours.controller.layers.masks[LABEL].any():
+        ours.controller.layers.labels[LABEL].paint((50, 200, 200), 1)
+    return heartbeat(
+        ours.controller.judging.accept, lambda: not ours.controller.judging.saving and not ours.controller.worker.busy
+    )
+
+
 def rounds(ours: Ours, count: int, folder: Path) -> list[tuple[int, float, int, int]]:
     """Open, prompt, accept, close, again and again on the sample study: (round, GB, threads, Qt objects)."""
     from amvlm.sample import copy_sample_study
@@ -295,6 +312,9 @@ def main() -> None:
             lambda: ours.panel.threshold.setValue(0.7), lambda: not ours.controller.worker.busy
         )
         for name, gaps in beats.items():
+            table[f"heartbeat, {name}: p99, worst, ms"] = [float(np.percentile(gaps, 99)), float(gaps.max())]
+            print("heartbeat", name, f"p99 {np.percentile(gaps, 99):.0f} worst {gaps.max():.0f}", flush=True)
+        for name, gaps in {"saving an accepted label": saving(ours, path, folder / "large-study")}.items():
             table[f"heartbeat, {name}: p99, worst, ms"] = [float(np.percentile(gaps, 99)), float(gaps.max())]
             print("heartbeat", name, f"p99 {np.percentile(gaps, 99):.0f} worst {gaps.max():.0f}", flush=True)
         ask()

@@ -101,10 +101,14 @@ class Walk:
     def idle(self) -> None:
         wait_until(lambda: not self.controller.worker.busy, "working")
 
-    def shoot(self, name: str) -> None:
+    def shoot(self, name: str, screen: bool = False) -> None:
+        """A picture of the window, or of the screen where a list of completions lies over it."""
         settle(0.9)
         number = len(list(self.pictures.glob("walk-*.png"))) + 1
-        self.window.grab().save(str(self.pictures / f"walk-{number:02}-{name}.png"))
+        place = self.window.geometry()
+        corner = (place.x(), place.y(), place.width(), place.height())
+        shot = self.window.screen().grabWindow(0, *corner) if screen else self.window.grab()
+        shot.save(str(self.pictures / f"walk-{number:02}-{name}.png"))
         print(f"{number:02} {name}: {self.actions} actions; {self.prompt._notice.text()!r}", flush=True)
 
     def counted(self, what: str, before: int) -> None:
@@ -123,7 +127,7 @@ def sample(walk: Walk, study: Path, steps: int) -> None:
     walk.shoot("opened")
     prompt.prompt.clear()
     QTest.keyClicks(prompt.prompt, "ante")
-    walk.shoot("completing")
+    walk.shoot("completing", screen=True)
     QTest.keyClick(prompt.prompt._completer.popup(), Qt.Key.Key_Down)
     QTest.keyClick(prompt.prompt._completer.popup(), Qt.Key.Key_Return)
     before = walk.actions
@@ -205,7 +209,7 @@ def review(walk: Walk) -> None:
     from amvlm.store import LabelStore
 
     controller = walk.controller
-    controller.choose_structure("anterior hippocampus")
+    controller.structures.choose("anterior hippocampus")
     walk.idle()
     walk.go_to("review")
     start = walk.actions

@@ -6,7 +6,6 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 from napari.utils.notifications import show_error, show_info, show_warning
 from qtpy.QtCore import QObject, QTimer
 
@@ -17,10 +16,12 @@ from napari_amvlm.correcting import Correcting
 from napari_amvlm.engine import Engine, OpenCase
 from napari_amvlm.jobs import Job, Worker
 from napari_amvlm.judging import Judging
+from napari_amvlm.keys import FURTHER_KEYS, KEYS
 from napari_amvlm.layers import LABEL, CaseLayers
 from napari_amvlm.panels.parts import show_table
 from napari_amvlm.prompting import Prompting
 from napari_amvlm.reviewing import Reviewing
+from napari_amvlm.structures import Structures
 from napari_amvlm.studies import Studies
 from napari_amvlm.training_controller import TrainingController
 from napari_amvlm.viewing import Viewing
@@ -32,30 +33,6 @@ if TYPE_CHECKING:
     from napari_amvlm.panels.prompt import PromptPanel
     from napari_amvlm.panels.review import ReviewPanel
     from napari_amvlm.panels.train import TrainPanel
-
-KEYS = {
-    "A": ("AMVLM: accept your label", lambda controller: controller.judging.accept()),
-    "N": ("AMVLM: the structure is absent", lambda controller: controller.judging.mark_absent()),
-    "K": ("AMVLM: skip this case", lambda controller: controller.judging.skip()),
-    "U": ("AMVLM: undo the last judgement", lambda controller: controller.judging.undo()),
-    "J": ("AMVLM: open the next unjudged case", lambda controller: controller.next_case()),
-    "G": ("AMVLM: side by side or stacked", lambda controller: controller.toggle_view()),
-    "H": ("AMVLM: hide or show the masks", lambda controller: controller.viewing.toggle_masks()),
-    "Q": ("AMVLM: next plane (axial, coronal, sagittal)", lambda controller: controller.viewing.next_plane()),
-    "W": ("AMVLM: next window (CT presets)", lambda controller: controller.viewing.next_window()),
-    "?": ("AMVLM: list these keys", lambda controller: controller.show_keys()),
-}
-FURTHER_KEYS = {
-    "Enter": "in the prompt: run it",
-    "Shift+Enter": "in the prompt: new line, for another structure",
-    "Ctrl+↑ Ctrl+↓": "in the prompt: earlier prompts",
-    "Wheel": "next slice",
-    "Ctrl+Wheel": "zoom",
-    "Middle drag": "window: across its width, up and down its level",
-    "Ctrl+Z Ctrl+Shift+Z": "undo, redo: strokes, copies and whole masks",
-    "1 2 3 4": "napari's eraser, brush, polygon, fill",
-    "[ ]": "napari's brush size",
-}
 
 
 class Controller(QObject):
@@ -83,6 +60,7 @@ class Controller(QObject):
         self.is_side_by_side = True
         self._offered: Callable[[], None] = lambda: None
         self.studies = Studies(self)
+        self.structures = Structures(self)
         self.viewing = Viewing(self)
         self.prompting = Prompting(self)
         self.label = YourLabel(self)
@@ -151,7 +129,7 @@ class Controller(QObject):
         panel.export_requested.connect(self.studies.ask_for_export)
         panel.sample_requested.connect(self.studies.open_sample)
         panel.case_chosen.connect(self.open_case)
-        panel.structure_chosen.connect(self.choose_structure)
+        panel.structure_chosen.connect(self.structures.choose)
         panel.new_structure_requested.connect(self.studies.ask_for_structure)
         panel.prompt_submitted.connect(self.prompting.run)
         panel.cancel_requested.connect(self.prompting.cancel)
@@ -191,12 +169,6 @@ class Controller(QObject):
 
     def _take_offer(self) -> None:
         self._offered()
-
-    def _offer_to_discard(self) -> None:
-        self.offer(
-            "Work in progress was restored.", "Discard it", "Go back to the label as it was last judged",
-            self.label.discard_draft,
-        )  # fmt: skip
 
     def fail(self, text: str) -> None:
         self.judging.failed()
@@ -256,7 +228,7 @@ class Controller(QObject):
             sentences = [*sentences, "This scan is in no study: make one to keep labels."]
         self.notice("\n".join(sentences), bool(opened.notes))
         if opened.draft:
-            self._offer_to_discard()
+            self.label.offer_to_discard()
         self.refresh_lists()
         self.reviewing.case_opened()
         self.label.measure_soon()
@@ -287,76 +259,6 @@ class Controller(QObject):
             show_info("Every case is judged for this structure.")
         else:
             self.open_case(case_id)
-
-    def choose_structure(self, name: str) -> None:
-        """Judge another structure of the open case."""
-        if self.store is None or self.layers is None or self.layers.opened.case is None or name == self.structure:
-            return
-        self.leave_case()
-        layers, store, opened, case = self.layers, self.store, self.layers.opened, self.layers.opened.case
-        layers.keep_as_other(self.structure, layers.masks[LABEL].copy(order="K"))
-        layers.others.pop(name, None)
-        self.structure = name
-
-        def show(found: tuple[Any, bool]) -> None:
-            label, draft = found
-            empty = np.zeros_like(layers.masks[LABEL])
-            layers.clear_masks()
-            self.draw_outlines()
-            self.label.write(label if label is not None else empty)
-            self.label.begin(label)
-            if draft:
-                self._offer_to_discard()
-            self.refresh_lists()
-            self.label.measure_soon()
-
-        self.submit(
-            lambda: self.engine.label_of(store, case, name, opened.volume),
-            on_result=show,
-            owner=opened,
-            text="Opening …",
-        )
-
-    def choose_structure_named_in(self, prompt: str) -> None:
-        """The label follows the words: a mask of one structure must not be accepted as another's."""
-        if self.store is None:
-            return
-        named = [structure.name for structure in self.store.structures() if structure.named_in(prompt)]
-        if named and self.structure not in named:
-            self.choose_structure(max(named, key=len))
-
-    def named_structure(self, prompt: str) -> str:
-        """The structure of the study that a prompt names, the only one where there is but one, or ""."""
-        structures = self.store.structures() if self.store is not None else []
-        named = [structure.name for structure in structures if structure.named_in(prompt)]
-        if not named and len(structures) == 1:
-            named = [structures[0].name]
-        return max(named, key=len, default="")
-
-    def structure_for(self, prompt: str) -> str:
-        """The structure that a prompt names; in a study a new one is made on the spot, called by the prompt."""
-        store = self.store
-        if store is None:
-            return prompt
-        if named := self.named_structure(prompt):
-            return named
-        name = " ".join(prompt.split())[:60]
-        self.guard(lambda: store.add_structure(name, prompts=[prompt]) or True)
-        if self.layers is not None:
-            self.layers.opened.colours.update({s.name: s.colour for s in store.structures()})
-        return name
-
-    def add_structure(self, name: str) -> None:
-        if self.store is None:
-            return
-        store = self.store
-        cleaned = " ".join(name.split())
-        if self.guard(lambda: store.add_structure(cleaned, prompts=[cleaned]) or True):
-            if self.layers is not None:
-                self.layers.opened.colours.update({s.name: s.colour for s in store.structures()})
-            self.choose_structure(cleaned)
-            self.structure = cleaned
-            self.refresh_lists()
 
     def refresh_lists(self) -> None:
         """Cases, structures and models, as they are now."""

@@ -92,7 +92,7 @@ class Demo:
         if store is None:
             raise RuntimeError("no study is open")
         if controller.structure != structure:
-            controller.choose_structure(structure)
+            controller.structures.choose(structure)
             wait_until(lambda: not controller.worker.busy, "choosing the structure")
         if controller.layers is None or getattr(controller.layers.opened.case, "case_id", "") != case_id:
             controller.open_case(case_id)

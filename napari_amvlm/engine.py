@@ -120,11 +120,13 @@ class Engine:
 
     def open_scan(self, path: Path, volume_index: int | None = None, series: int | None = None) -> Iterator[OpenCase]:
         """Read a scan that is in no study; raises ``ChoiceNeeded`` where somebody has to say which."""
+        self._session = self._session_key = None  # the scan before goes, before another takes its memory
         volume = read_volume(path, volume_index, series)
         yield _opened(volume, path.name, None, None, False, {}, {}, path)
 
     def open_case(self, store: LabelStore, case_id: str, structure: str, title: str) -> Iterator[OpenCase]:
         """Read a case of a study with its current label, and unsaved work on top of it."""
+        self._session = self._session_key = None
         case = store.case(case_id)
         volume = store.read_image(case)
         label, draft = self._label(store, case, structure, volume)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from amvlm.imaging import evenly_spread, to_display
 from napari_amvlm.engine import Mask, OpenCase
 from napari_amvlm.panels.prompt import MASK_COLOURS
+from napari_amvlm.twins import twins
 
 if TYPE_CHECKING:
     import napari
@@ -29,8 +30,6 @@ COLOURS = dict(zip((TEXT_MASK, PREDICTION, LABEL), MASK_COLOURS, strict=True))
 STRIDE = 3
 TEXT_ONLY, PREDICTION_ONLY, FIRST_OTHER = 1, 2, 3
 """What the outlines hold: where the two masks disagree, then other structures of the scan."""
-_STEPS_3D = ((4_000_000, 1), (30_000_000, 2))
-"""Voxels up to which a volume is shown in three dimensions whole, or at half size; larger ones at a quarter."""
 
 
 class CaseLayers:
@@ -316,7 +315,7 @@ class CaseLayers:
             layer.opacity = (OPACITY if layer in self.labels.values() else 1.0) if on else 0.0
 
     def show_3d(self, on: bool, side_by_side: bool) -> None:
-        """Quarter-size twins of image and masks stand in while the view is three-dimensional."""
+        """Smaller twins of image and masks stand in while the view is three-dimensional."""
         for layer in self._twins:
             if layer in self._viewer.layers:
                 self._viewer.layers.remove(layer)
@@ -330,22 +329,8 @@ class CaseLayers:
             self.side_by_side(side_by_side)
             return
         self._viewer.canvas.grid.enabled = False
-        step = next((step for voxels, step in _STEPS_3D if self.outlined.size <= voxels), 4)
-        every = (slice(None, None, step),) * 3
-        where = {"scale": np.array(self.opened.spacing_mm[::-1]) * step, "metadata": {"amvlm_twin": True}}
-        shown = to_display(self.opened.ras)[every]
-        image = Image(
-            np.ascontiguousarray(shown), name="3-D image", rgb=shown.ndim == 4, rendering="mip", opacity=0.35,
-            contrast_limits=self.images[0].contrast_limits if shown.ndim == 3 else None, **where,
-        )  # fmt: skip
-        self._twins = [image]
-        for name, mask in self.masks.items():
-            colours: dict[int | None, str] = {None: "transparent", 0: "transparent", 1: COLOURS[name]}
-            small = _any_of_block(to_display(mask), step)
-            self._twins.append(
-                Labels(small, name=f"3-D {name.lower()}", colormap=DirectLabelColormap(color_dict=colours),
-                       opacity=1.0, visible=name == LABEL, **where)
-            )  # fmt: skip
+        limits = self.images[0].contrast_limits if self.opened.ras.ndim == 3 else None
+        self._twins = twins(self.opened.ras, self.opened.spacing_mm, limits, self.masks, COLOURS, LABEL)
         for layer in self._twins:
             self._viewer.add_layer(layer)
 
@@ -395,14 +380,6 @@ def _change(model: Any, **values: Any) -> None:
     for name, value in values.items():
         if getattr(model, name) != value:
             setattr(model, name, value)
-
-
-def _any_of_block(mask: Mask, step: int) -> Mask:
-    """Smaller, keeping what is thin: a small voxel is set where any voxel of its block is."""
-    padded = np.pad(mask, [(0, -n % step) for n in mask.shape])
-    z, y, x = (n // step for n in padded.shape)
-    small: Mask = padded.reshape(z, step, y, step, x, step).max((1, 3, 5))
-    return small
 
 
 def _name_in_cell(layer: Labels, colour: str) -> None:

@@ -62,9 +62,9 @@ class Prompting:
             controller.notice("Wait until the label is saved.")
         else:
             lines = [line for line in text.splitlines() if line.strip()] or [text]
+            controller.structures.choose_named_in(lines[-1])  # first: it ends what runs for the structure before
             for line in lines[:-1]:
                 self._run_aside(line, layers, model)
-            controller.choose_structure_named_in(lines[-1])
             self._run_line(lines[-1], layers, model)
 
     def cancel(self) -> None:
@@ -86,7 +86,7 @@ class Prompting:
     def _run_aside(self, prompt: str, layers: CaseLayers, model: ModelEntry) -> None:
         """A prompt of several: its merged mask becomes an outline, and a draft of its own structure in a study."""
         controller, opened = self._controller, layers.opened
-        name = controller.structure_for(prompt)
+        name = controller.structures.of_line(prompt)
         visible = tuple(self.visible_slice(axis) for axis in range(3))
         kept = np.zeros(opened.ras.shape[:3], np.uint8, order="F")
         head: dict[str, int] = {}
@@ -164,7 +164,7 @@ class Prompting:
     def _belongs(self, prompt: str) -> bool:
         """False for words that name no structure of the study: their mask must not become another structure's label."""
         controller = self._controller
-        if controller.store is None or controller.named_structure(prompt):
+        if controller.store is None or controller.structures.named_in(prompt):
             return True
         name = " ".join(prompt.split())[:60]
         controller.offer(
@@ -174,7 +174,7 @@ class Prompting:
         return False
 
     def _add_and_run(self, name: str, prompt: str) -> None:
-        self._controller.add_structure(name)
+        self._controller.structures.add(name)
         self.run(prompt)
 
     def apply_threshold(self, threshold: float) -> None:
@@ -224,8 +224,11 @@ class Prompting:
             return
         fullest = layers.fullest_slice(axis)
         if fullest is None:
-            nothing = f"The text finds no “{prompt}” here. Lower the threshold, try other words, or choose Absent."
-            self._controller.notice(" ".join([*warnings, nothing]), True)
+            warnings = [
+                *warnings, f"The text finds no “{prompt}” here. Lower the threshold, try other words, or choose Absent."
+            ]  # fmt: skip
         elif layers.is_empty_at(axis, self.visible_slice(axis)):
             shown = layers.opened.ras.shape[axis] - 1 - fullest
             self._controller.viewer.dims.set_current_step(2 - axis, shown)
+        if warnings:
+            self._controller.notice(" ".join(warnings), True)

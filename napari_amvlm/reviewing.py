@@ -254,7 +254,8 @@ class Reviewing:
         def show(masks: list[Mask]) -> None:
             if controller.layers is not layers or not layers.present():
                 return
-            names = [f"{r.author[:9]} ({r.revision_id})" for r in chosen]
+            alike = chosen[0].author == chosen[1].author
+            names = [f"No. {r.revision_id}" if alike else r.author[:9].strip() for r in chosen]
             layers.compare(masks, names)
             controller.draw_outlines()
             self._showing_difference = True

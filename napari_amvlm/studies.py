@@ -66,7 +66,7 @@ class Studies:
     def ask_for_structure(self) -> None:
         name, chosen = QInputDialog.getText(None, "New structure", "Name of the structure, for example: liver")
         if chosen and self._controller.store is not None:
-            self._controller.add_structure(name)
+            self._controller.structures.add(name)
 
     def ask_which(self, path: Path, question: ChoiceNeeded, answered: dict[str, int]) -> None:
         """A folder of several series, or a file of several volumes: the person picks one."""

@@ -120,6 +120,13 @@ class YourLabel(QObject):
             self.painted()
         return changed
 
+    def offer_to_discard(self) -> None:
+        """Say that work in progress came back, and offer the way out of it."""
+        self._controller.offer(
+            "Work in progress was restored.", "Discard it", "Go back to the label as it was last judged",
+            self.discard_draft,
+        )  # fmt: skip
+
     def discard_draft(self) -> None:
         """Go back to the label as it was last judged; the restored work can be had again with undo."""
         controller = self._controller

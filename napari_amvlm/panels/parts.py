@@ -10,7 +10,9 @@ from qtpy.QtWidgets import (
     QDialog,
     QFrame,
     QGridLayout,
+    QHBoxLayout,
     QLabel,
+    QProgressBar,
     QPushButton,
     QScrollArea,
     QToolButton,
@@ -49,6 +51,30 @@ def button(text: str, tip: str, action: Callable[[], Any]) -> QPushButton:
     made.setToolTip(tip)
     made.clicked.connect(lambda: action())
     return made
+
+
+class ProgressRow(QWidget):
+    """A bar while something runs, and a button that ends it; hidden while nothing does."""
+
+    def __init__(self, tip: str, cancel: Callable[[], Any]) -> None:
+        super().__init__()
+        row = QHBoxLayout(self)
+        row.setContentsMargins(0, 0, 0, 0)
+        self.bar = QProgressBar()
+        self.bar.setTextVisible(True)
+        row.addWidget(self.bar, 1)
+        row.addWidget(button("Cancel", tip, cancel))
+        self.show_idle()
+
+    def show_progress(self, done: int, total: int, text: str) -> None:
+        """``total`` 0 is an unknown length."""
+        self.bar.setRange(0, total)
+        self.bar.setValue(done)
+        self.bar.setFormat(text)
+        self.setVisible(True)
+
+    def show_idle(self) -> None:
+        self.setVisible(False)
 
 
 def tool(text: str, tip: str, action: Callable[[], Any], checkable: bool = False) -> QToolButton:

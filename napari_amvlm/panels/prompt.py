@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import math
 
-from qtpy.QtCore import QEvent, QObject, QStringListModel, Qt, Signal
-from qtpy.QtGui import QKeyEvent
+from qtpy.QtCore import QEvent, QObject, Qt, Signal
 from qtpy.QtWidgets import (
     QButtonGroup,
     QComboBox,
-    QCompleter,
     QFormLayout,
     QGridLayout,
     QHBoxLayout,
     QLabel,
     QMenu,
-    QPlainTextEdit,
-    QProgressBar,
     QPushButton,
     QSizePolicy,
     QVBoxLayout,
@@ -24,10 +20,10 @@ from qtpy.QtWidgets import (
 )
 from superqt import QLabeledDoubleSlider
 
-from napari_amvlm.panels.parts import Panel, button, small, tool
+from napari_amvlm.panels.parts import Panel, ProgressRow, button, small, tool
+from napari_amvlm.panels.prompt_edit import PromptEdit
 
 MASK_COLOURS = ("#2fb5d2", "#f2a93b", "#e0457b")
-_TAB = Qt.Key.Key_Tab
 COPY_SOURCES = ("Text mask", "Prediction")
 CORRECTIONS = (
     ("Smooth", "smooth", "Round off the outline of the whole label"),
@@ -36,90 +32,6 @@ CORRECTIONS = (
     ("Interpolate", "interpolate", "Fill the slices of this plane between painted ones"),
 )
 STARTS = (("Merged mask", "merged"), ("Text mask", "Text mask"), ("Prediction", "Prediction"), ("Empty", "empty"))
-
-
-class PromptEdit(QPlainTextEdit):
-    """Enter runs, Shift+Enter makes a new line, Ctrl+Up and Ctrl+Down walk the history."""
-
-    submitted = Signal(str)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._history: list[str] = []
-        self._position = 0
-        self._completer = QCompleter(self)
-        self._completer.setWidget(self)
-        self._completer.setCaseSensitivity(Qt.CaseSensitivity.CaseInsensitive)
-        self._completer.setFilterMode(Qt.MatchFlag.MatchContains)
-        self._completer.setMaxVisibleItems(8)
-        self._completer.activated.connect(self._insert)
-        self.setPlaceholderText("What to outline, for example: anterior hippocampus")
-        self.setToolTip(
-            "Enter runs · Shift+Enter new line · Ctrl+↑/↓ earlier prompts. Left and right are the patient's."
-        )
-        self.setFixedHeight(3 * self.fontMetrics().lineSpacing() + 10)
-        self.setTabChangesFocus(True)
-        self.setStyleSheet("QPlainTextEdit { background: #1b1d23; border: 1px solid #5a626c; border-radius: 3px; }")
-
-    def keyPressEvent(self, event: QKeyEvent) -> None:  # noqa: N802
-        enter = event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter)
-        popup = self._completer.popup()
-        chosen = popup.isVisible() and popup.currentIndex().isValid()
-        if popup.isVisible() and (event.key() == Qt.Key.Key_Escape or (chosen and (enter or event.key() == _TAB))):
-            event.ignore()  # the list of completions takes it
-            return
-        popup.hide() if enter else None
-        control = bool(event.modifiers() & Qt.KeyboardModifier.ControlModifier)
-        if enter and not event.modifiers() & Qt.KeyboardModifier.ShiftModifier:
-            self.submit()
-        elif control and event.key() in (Qt.Key.Key_Up, Qt.Key.Key_Down):
-            self._walk(-1 if event.key() == Qt.Key.Key_Up else 1)
-        else:
-            super().keyPressEvent(event)
-            if event.text().isprintable() and event.text():
-                self._complete()
-
-    def offer(self, wordings: list[str]) -> None:
-        """Wordings to complete the line at hand with."""
-        self._completer.setModel(QStringListModel(wordings, self._completer))
-
-    def _line_start(self) -> str:
-        cursor = self.textCursor()
-        return str(cursor.block().text()[: cursor.positionInBlock()]).lstrip()
-
-    def _complete(self) -> None:
-        """Show what goes on as the line begins, or contains it."""
-        typed = self._line_start()
-        popup = self._completer.popup()
-        self._completer.setCompletionPrefix(typed)
-        count = self._completer.completionCount()
-        alone = count == 1 and self._completer.currentCompletion() == typed
-        if len(typed) < 2 or not count or alone or self._completer.model().rowCount() == 0:
-            popup.hide()
-            return
-        place = self.cursorRect()
-        place.setWidth(self.viewport().width() - 8)
-        place.setLeft(4)
-        self._completer.complete(place)
-
-    def _insert(self, wording: str) -> None:
-        cursor = self.textCursor()
-        cursor.movePosition(cursor.MoveOperation.StartOfBlock, cursor.MoveMode.KeepAnchor)
-        cursor.insertText(wording)
-        self.setTextCursor(cursor)
-
-    def submit(self) -> None:
-        """Emit the text and remember it."""
-        text = self.toPlainText()
-        if text.strip() and (not self._history or self._history[-1] != text):
-            self._history.append(text)
-        self._position = len(self._history)
-        self.submitted.emit(text)
-
-    def _walk(self, step: int) -> None:
-        if self._history:
-            self._position = min(max(self._position + step, 0), len(self._history) - 1)
-            self.setPlainText(self._history[self._position])
 
 
 class PromptPanel(Panel):
@@ -258,13 +170,9 @@ class PromptPanel(Panel):
         row.addWidget(self.model, 1)
         row.addWidget(self._run)
         layout.addLayout(row)
-        row = QHBoxLayout()
-        self.progress = QProgressBar()
-        self.progress.setTextVisible(True)
-        self._cancel = button("Cancel", "Stop at once; what is there stays", self.cancel_requested.emit)
-        row.addWidget(self.progress, 1)
-        row.addWidget(self._cancel)
-        layout.addLayout(row)
+        self._row = ProgressRow("Stop at once; what is there stays", self.cancel_requested.emit)
+        self.progress, self.show_progress, self.show_idle = self._row.bar, self._row.show_progress, self._row.show_idle
+        layout.addWidget(self._row)
         return self._prompt_box
 
     def _looking(self) -> QWidget:
@@ -458,18 +366,6 @@ class PromptPanel(Panel):
             self.model.addItem(name)
             self.model.setItemData(self.model.count() - 1, f"Knows: {known}", Qt.ItemDataRole.ToolTipRole)
         self.model.setCurrentText(current)
-
-    def show_progress(self, done: int, total: int, text: str) -> None:
-        """A bar while something runs; ``total`` 0 is an unknown length."""
-        self.progress.setRange(0, total)
-        self.progress.setValue(done)
-        self.progress.setFormat(text)
-        self.progress.setVisible(True)
-        self._cancel.setVisible(True)
-
-    def show_idle(self) -> None:
-        self.progress.setVisible(False)
-        self._cancel.setVisible(False)
 
     def show_measures(self, volumes_ml: tuple[float, float, float], text_prediction: float, label_text: float) -> None:
         """Volumes of text mask, prediction and label in ml, and two Dice (NaN is a dash)."""

@@ -13,12 +13,11 @@ from qtpy.QtWidgets import (
     QHBoxLayout,
     QHeaderView,
     QLabel,
-    QProgressBar,
     QTableWidget,
     QTableWidgetItem,
 )
 
-from napari_amvlm.panels.parts import Panel, button, small, wrapped
+from napari_amvlm.panels.parts import Panel, ProgressRow, button, small, wrapped
 
 ORDERS = (("Worst first", "worst"), ("Best first", "best"), ("Most disagreement", "disagreement"),
           ("Most different", "diverse"), ("By name", "name"))  # fmt: skip
@@ -94,15 +93,12 @@ class ReviewPanel(Panel):
         super().__init__()
         self._summary = wrapped()
         self.column.addWidget(self._summary)
-        row = QHBoxLayout()
         self.assess = button("Assess all cases", "Run the model on every unjudged case and grade its masks",
                              self.assess_requested.emit)  # fmt: skip
-        self._cancel = button("Cancel", "What was graded so far is kept", self.cancel_requested.emit)
-        row.addWidget(self.assess, 1)
-        row.addWidget(self._cancel)
-        self.column.addLayout(row)
-        self.progress = QProgressBar()
-        self.column.addWidget(self.progress)
+        self.column.addWidget(self.assess)
+        self._row = ProgressRow("What was graded so far is kept", self.cancel_requested.emit)
+        self.show_progress, self.show_idle = self._row.show_progress, self._row.show_idle
+        self.column.addWidget(self._row)
         row = QHBoxLayout()
         self.filter, self.order = QComboBox(), QComboBox()
         self.filter.addItems(FILTERS)
@@ -240,17 +236,6 @@ class ReviewPanel(Panel):
                 self.history.setItem(number, column, item)
         self.history.clearSelection()
         self._show_actions()
-
-    def show_progress(self, done: int, total: int, text: str) -> None:
-        self.progress.setRange(0, total)
-        self.progress.setValue(done)
-        self.progress.setFormat(text)
-        self.progress.setVisible(True)
-        self._cancel.setVisible(True)
-
-    def show_idle(self) -> None:
-        self.progress.setVisible(False)
-        self._cancel.setVisible(False)
 
     def show_difference_open(self, on: bool, text: str = "") -> None:
         self._close.setVisible(on)

@@ -126,13 +126,13 @@ def test_three_dimensions_and_back(window: Any, study: Path) -> None:
 
 
 def test_the_twins_keep_what_is_thin() -> None:
-    from napari_amvlm.layers import _any_of_block
+    from napari_amvlm.twins import any_of_block
 
     mask = np.zeros((9, 8, 7), np.uint8)
     mask[8, 3, 6] = 1
-    assert _any_of_block(mask, 4).shape == (3, 2, 2)
-    assert _any_of_block(mask, 4)[2, 0, 1] == 1
-    assert _any_of_block(mask, 4).sum() == 1
+    assert any_of_block(mask, 4).shape == (3, 2, 2)
+    assert any_of_block(mask, 4)[2, 0, 1] == 1
+    assert any_of_block(mask, 4).sum() == 1
 
 
 def test_hiding_the_masks(window: Any, study: Path) -> None:
@@ -158,10 +158,16 @@ def test_each_line_of_a_prompt_is_a_structure(window: Any, study: Path) -> None:
     number = FIRST_OTHER + list(layers.others).index(OTHER)
     assert (layers.outlined == number).any()
     kept = layers.others[OTHER].copy()
-    window.controller.choose_structure(OTHER)  # what was an outline is now the label, the label an outline
+    window.controller.structures.choose(OTHER)  # what was an outline is now the label, the label an outline
     window.idle()
     assert np.array_equal(layers.masks[LABEL], kept)
     assert STRUCTURE in layers.others
+    window.controller.structures.choose("a new thing")
+    window.idle()
+    layers.others.clear()
+    window.run(f"{OTHER}\n{STRUCTURE}")  # the last line changes the structure; the first runs all the same
+    assert window.controller.structure == STRUCTURE
+    assert np.array_equal(layers.others[OTHER], kept)
 
 
 def test_the_outlines_show_where_the_masks_disagree(window: Any, study: Path) -> None:
@@ -175,10 +181,13 @@ def test_the_outlines_show_where_the_masks_disagree(window: Any, study: Path) ->
     assert layers.outlines[2].colormap.map(TEXT_ONLY)[3] == 1
 
 
-def test_words_that_make_no_difference_are_said(window: Any, study: Path) -> None:
+def test_doubts_about_a_mask_are_said(window: Any, study: Path, tmp_path: Path) -> None:
     window.open(study)
     window.run("zzz qqq")
     assert "This model knows" in window.notice
+    open_scan(window, ct(tmp_path / "x.nii.gz"))  # no hippocampus in it
+    window.run()
+    assert "choose Absent" in window.notice
 
 
 def test_words_that_name_no_structure_leave_the_label_alone(window: Any, study: Path) -> None:
@@ -511,3 +520,16 @@ def test_a_new_model_and_the_way_back(window: Any, study: Path) -> None:
     window.train.back.click()
     assert controller.prompting.model.name == before
     assert not window.train.back.isVisibleTo(window.train)
+
+
+def test_validation_labels_that_nobody_corrected_are_counted(study: Path) -> None:
+    from napari_amvlm.training_controller import unchanged_validation_labels
+
+    store = LabelStore(study)
+    before = unchanged_validation_labels(store)
+    case = store.cases("val")[0]
+    mask = np.ones(case.shape, np.uint8)
+    store.accept(case.case_id, STRUCTURE, mask, source="merged", model_fingerprint="abc", edited_voxels=0)
+    assert unchanged_validation_labels(store) == before + 1
+    store.accept(case.case_id, STRUCTURE, mask, source="merged", model_fingerprint="abc", edited_voxels=7)
+    assert unchanged_validation_labels(store) == before

@@ -191,10 +191,10 @@ def test_structures_are_judged_apart(window: Any, study: Path) -> None:
     window.open(study, judged.case_id)
     shown = window.controller.layers.masks[LABEL].copy()
     assert shown.any()
-    window.controller.choose_structure("posterior hippocampus")
+    window.controller.structures.choose("posterior hippocampus")
     window.idle()
     assert not np.array_equal(window.controller.layers.masks[LABEL], shown)
-    window.controller.add_structure("fornix")
+    window.controller.structures.add("fornix")
     window.idle()
     assert window.controller.structure == "fornix"
     assert not window.controller.layers.masks[LABEL].any()
@@ -349,7 +349,7 @@ def test_a_failed_run_is_told(window: Any, study: Path) -> None:
 def test_keys_take_none_of_naparis_own() -> None:
     from napari.utils.shortcuts import default_shortcuts
 
-    from napari_amvlm.controller import KEYS
+    from napari_amvlm.keys import KEYS
 
     taken = {
         str(key)

@@ -20,7 +20,8 @@ from pydicom.uid import MPEG2MPML, CTImageStorage, ExplicitVRLittleEndian, gener
 from amvlm.errors import ChoiceNeeded, UserError
 from amvlm.exchange import export_dicom_seg, export_labels, import_study
 from amvlm.imaging import Volume, read_volume, to_canonical, write_volume
-from amvlm.imaging.dicom import find_series, read_series
+from amvlm.imaging.dicom import read_series
+from amvlm.imaging.dicom_headers import find_series
 from amvlm.store import LabelStore
 
 NAME, IDENTIFIER = "Planted^Patient", "PLANTED-4711"

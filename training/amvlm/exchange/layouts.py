@@ -13,7 +13,8 @@ from typing import Any
 from amvlm.errors import UserError
 from amvlm.exchange.tables import CaptionTable, split_by_structure
 from amvlm.imaging import Volume, read_volume
-from amvlm.imaging.dicom import DicomSeries, find_series, is_dicom, read_series, series_of_file
+from amvlm.imaging.dicom import read_series
+from amvlm.imaging.dicom_headers import DicomSeries, find_series, is_dicom, series_of_file
 from amvlm.imaging.readers import is_image_name
 
 _IMAGE_FOLDERS = ("img", "images", "imgs", "imagestr")

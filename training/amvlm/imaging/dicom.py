@@ -1,4 +1,4 @@
-"""DICOM: which series a folder holds, and one of them as a volume.
+"""DICOM: one series as a volume.
 
 Geometry comes from the headers (image position and orientation of every slice), pixels from SimpleITK, which decodes
 the compressed transfer syntaxes. What does not form one regular grid is explained and refused, never guessed.
@@ -6,11 +6,7 @@ the compressed transfer syntaxes. What does not form one regular grid is explain
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,106 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amvlm.errors import ChoiceNeeded, UserError
+from amvlm.imaging.dicom_headers import AGAIN, DicomSeries, Frame, quietly
 from amvlm.imaging.volume import Volume
 
-DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 MAX_VOXELS = 2**33
-_AGAIN = "Export the series again from its source."
-_TAGS = (
-    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality", "PatientID",
-    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "ImagerPixelSpacing", "SliceThickness",
-    "SpacingBetweenSlices", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel",
-    "RescaleSlope", "RescaleIntercept", "InstanceNumber", "PatientOrientation", "TemporalPositionIdentifier",
-    "EchoNumbers", "AcquisitionNumber", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
-    "PixelRepresentation", "BitsAllocated",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One image of a series: where its pixels are and where it lies in the patient (LPS, mm)."""
-
-    path: Path
-    index: int
-    uid: str
-    rows: int
-    columns: int
-    position: tuple[float, ...] | None
-    orientation: tuple[float, ...] | None
-    spacing: tuple[float, float] | None
-    thickness: float
-    rescale: tuple[float, float] | None
-    order: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class DicomSeries:
-    """The images of one series, as the headers list them.
-
-    ``patient`` is the patient's identifier, for keeping one patient's scans in one split; it is never written anywhere.
-    """
-
-    uid: str
-    number: int
-    modality: str
-    description: str
-    patient: str
-    frames: tuple[Frame, ...]
-    colour: bool
-    patient_orientation: tuple[str, ...]
-
-    @property
-    def label(self) -> str:
-        """A line for a list of series; it may hold words from the header, so it belongs on the screen only."""
-        first = self.frames[0]
-        words = [f"series {self.number}", self.modality, self.description]
-        return ", ".join([*filter(None, words), f"{len(self.frames)} × {first.columns} × {first.rows}"])
-
-
-def is_dicom(path: Path) -> bool:
-    """True for a file with DICOM's magic word, or a DICOM suffix."""
-    try:
-        with path.open("rb") as stream:
-            return stream.read(132)[128:] == b"DICM" or path.suffix.lower() in DICOM_SUFFIXES
-    except OSError:
-        return False
-
-
-def find_series(source: Path) -> list[DicomSeries]:
-    """List the image series of a folder (not of its subfolders), in order of their numbers.
-
-    Raises
-    ------
-    UserError
-        If a DICOM file cannot be parsed: leaving it out could lose a slice without a word.
-    """
-    paths = sorted(path for path in source.iterdir() if path.is_file() and not path.name.startswith("."))
-    headers, damaged = [], []
-    for path in paths:
-        if not is_dicom(path) or path.name.upper() == "DICOMDIR":
-            continue
-        try:
-            header = _header(path)
-            if header.get("Rows") and header.get("Columns"):
-                headers.append((path, header))
-        except UserError:
-            damaged.append(path)
-    if damaged:
-        more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-        raise UserError(
-            f"this DICOM file is damaged{more}", file=damaged[0],
-            remedy="Copy the folder again from its source, so that no slice is lost.",
-        )  # fmt: skip
-    return _grouped(headers)
-
-
-def series_of_file(path: Path) -> DicomSeries:
-    """The series that one file belongs to, from its folder."""
-    uid = str(_header(path).get("SeriesInstanceUID", ""))
-    for series in find_series(path.parent):
-        if series.uid == uid:
-            return series
-    raise UserError("it holds no image", file=path, remedy="Choose an image of the series.")
 
 
 def read_series(series: DicomSeries, volume_index: int | None = None) -> Volume:
@@ -159,110 +59,6 @@ def read_series(series: DicomSeries, volume_index: int | None = None) -> Volume:
     return Volume(array, affine, True, False, series.modality, tuple(notes))
 
 
-# -- headers ------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """pydicom repeats odd header values in warnings and logs: they may name a patient."""
-    logger = logging.getLogger("pydicom")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-def _header(path: Path) -> Any:
-    import pydicom
-
-    try:
-        with _quietly():
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS), force=True)
-            if "SOPClassUID" not in header:
-                raise UserError("it holds no DICOM object", file=path, remedy=_AGAIN)
-            for tag in _TAGS:
-                header.get(tag)  # values are parsed at their first use: now, while errors are caught
-            return header
-    except UserError:
-        raise
-    except PermissionError as error:
-        raise UserError("the file may not be read", file=path, remedy="Ask for permission to read it.") from error
-    except Exception as error:
-        raise UserError("this DICOM file is damaged", file=path, remedy=_AGAIN) from error
-
-
-def _grouped(headers: Iterable[tuple[Path, Any]]) -> list[DicomSeries]:
-    groups: dict[str, list[tuple[Path, Any]]] = {}
-    for path, header in headers:
-        groups.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((path, header))
-    found = []
-    for uid, members in groups.items():
-        first = members[0][1]
-        try:
-            frames = tuple(frame for path, header in members for frame in _frames(path, header))
-        except (TypeError, ValueError, AttributeError, IndexError) as error:
-            raise UserError("the headers of this series are damaged", file=members[0][0], remedy=_AGAIN) from error
-        found.append(
-            DicomSeries(
-                uid, int(first.get("SeriesNumber") or 0), str(first.get("Modality") or ""),
-                str(first.get("SeriesDescription") or "").strip(), str(first.get("PatientID") or ""), frames,
-                int(first.get("SamplesPerPixel") or 1) == 3,
-                tuple(str(value) for value in first.get("PatientOrientation") or ()),
-            )
-        )  # fmt: skip
-    return sorted(found, key=lambda series: (series.number, series.uid))
-
-
-def _frames(path: Path, header: Any) -> Iterator[Frame]:
-    """The frames of one file: one, or those of an enhanced multi-frame object."""
-    shared = _first(header.get("SharedFunctionalGroupsSequence"))
-    groups = header.get("PerFrameFunctionalGroupsSequence")
-    for index in range(int(header.get("NumberOfFrames") or 1)):
-        own = groups[index] if groups else None
-
-        def of(sequence: str, tag: str, own: Any = own) -> Any:
-            for group in (own, shared):
-                item = _first(group.get(sequence)) if group is not None else None
-                if item is not None and item.get(tag) is not None:
-                    return item.get(tag)
-            return header.get(tag)
-
-        slope = of("PixelValueTransformationSequence", "RescaleSlope")
-        intercept = of("PixelValueTransformationSequence", "RescaleIntercept")
-        spacing = of("PixelMeasuresSequence", "PixelSpacing") or header.get("ImagerPixelSpacing")
-        thickness = of("PixelMeasuresSequence", "SpacingBetweenSlices") or of("PixelMeasuresSequence", "SliceThickness")
-        order = ("TemporalPositionIdentifier", "EchoNumbers", "AcquisitionNumber", "InstanceNumber")
-        yield Frame(
-            path, index, f"{header.get('SOPInstanceUID') or ''} {index}", int(header.Rows), int(header.Columns),
-            _floats(of("PlanePositionSequence", "ImagePositionPatient"), 3),
-            _floats(of("PlaneOrientationSequence", "ImageOrientationPatient"), 6),
-            None if not spacing else (float(spacing[0]), float(spacing[1])), float(thickness or 0),
-            None if slope is None else (float(slope), float(intercept or 0)),
-            (*(_number(header.get(tag)) for tag in order), index),
-        )  # fmt: skip
-
-
-def _first(sequence: Any) -> Any:
-    return sequence[0] if sequence else None
-
-
-def _floats(value: Any, count: int) -> tuple[float, ...] | None:
-    if value is None or isinstance(value, str) or len(value) != count:
-        return None
-    numbers = tuple(float(v) for v in value)
-    return numbers if np.isfinite(numbers).all() else None
-
-
-def _number(value: Any) -> float:
-    try:
-        return float(value if not hasattr(value, "__len__") else value[0])
-    except (TypeError, ValueError, IndexError):
-        return 0.0
-
-
 # -- geometry -----------------------------------------------------------------------------------------------------
 
 
@@ -288,7 +84,7 @@ def _stacks(frames: Sequence[Frame], folder: Path) -> list[list[Frame]]:
         )  # fmt: skip
     axes = directions[0].reshape(2, 3)
     if np.abs(np.linalg.norm(axes, axis=1) - 1).max() > 0.01 or abs(float(axes[0] @ axes[1])) > 0.01:
-        raise UserError("its image orientation is damaged", file=folder, remedy=_AGAIN)
+        raise UserError("its image orientation is damaged", file=folder, remedy=AGAIN)
     normal = np.cross(axes[0], axes[1])
     places = np.array([np.dot(f.position or (), normal) for f in frames])
     by_place: dict[int, list[Frame]] = {}
@@ -301,7 +97,7 @@ def _stacks(frames: Sequence[Frame], folder: Path) -> list[list[Frame]]:
         doubled = sum(len(found) == most for found in by_place.values())
         raise UserError(
             f"{doubled} of its {len(by_place)} positions hold {most} images and the others fewer", file=folder,
-            remedy="Slices are missing or doubled; which image is right cannot be known. " + _AGAIN,
+            remedy="Slices are missing or doubled; which image is right cannot be known. " + AGAIN,
         )  # fmt: skip
     ordered = [sorted(by_place[key], key=lambda frame: frame.order) for key in sorted(by_place)]
     return [list(stack) for stack in zip(*ordered, strict=True)]
@@ -329,7 +125,7 @@ def _affine(stack: Sequence[Frame], folder: Path) -> tuple[NDArray[np.float64], 
                 if abs(gap - round(gap)) < 0.1 and gap > 1.5
                 else f"its slices are unevenly spaced ({along.min():.2f} to {along.max():.2f} mm)"
             )
-            raise UserError(f"{what} of {len(stack)}", file=folder, remedy=_AGAIN)
+            raise UserError(f"{what} of {len(stack)}", file=folder, remedy=AGAIN)
         step = (positions[-1] - positions[0]) / (len(stack) - 1)
         tilt = float(np.degrees(np.arccos(np.clip(step @ normal / np.linalg.norm(step), -1, 1))))
         if tilt > 0.5:
@@ -373,7 +169,7 @@ def _pixels(stack: Sequence[Frame], folder: Path) -> NDArray[Any]:
             kept[path] = decoded if len(slopes) == 1 else decoded.astype(np.float32)
         pixels = np.stack([kept[frame.path][frame.index] for frame in stack])
     if pixels.shape[:3] != (len(stack), stack[0].rows, stack[0].columns):
-        raise UserError("the pixels do not have the size that the headers state", file=folder, remedy=_AGAIN)
+        raise UserError("the pixels do not have the size that the headers state", file=folder, remedy=AGAIN)
     return pixels
 
 
@@ -398,7 +194,7 @@ def _check_lengths(files: Sequence[Path]) -> None:
     import pydicom
 
     for path in files:
-        with _quietly():
+        with quietly():
             header = pydicom.dcmread(path, defer_size=1024, force=True)
         if (
             getattr(header.file_meta, "TransferSyntaxUID", None) is None
@@ -415,7 +211,7 @@ def _check_lengths(files: Sequence[Path]) -> None:
             held = 0
         if held < wanted:
             raise UserError(
-                f"the file is cut short: {wanted:,} bytes of pixels expected, {held:,} found", file=path, remedy=_AGAIN
+                f"the file is cut short: {wanted:,} bytes of pixels expected, {held:,} found", file=path, remedy=AGAIN
             )
 
 
@@ -429,5 +225,5 @@ def _syntax(path: Path) -> str:
 def _meta(path: Path) -> Any:
     import pydicom
 
-    with _quietly():
+    with quietly():
         return pydicom.dcmread(path, stop_before_pixels=True, force=True).file_meta

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amvlm.errors import UserError
-from amvlm.imaging.dicom import DicomSeries
+from amvlm.imaging.dicom_headers import DicomSeries
 from amvlm.imaging.writers import write_bytes_atomically
 
 

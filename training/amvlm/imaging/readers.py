@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from amvlm.errors import ChoiceNeeded, UserError
-from amvlm.imaging.dicom import DICOM_SUFFIXES, find_series, is_dicom, read_series, series_of_file
+from amvlm.imaging.dicom import read_series
+from amvlm.imaging.dicom_headers import DICOM_SUFFIXES, find_series, is_dicom, series_of_file
 from amvlm.imaging.itk import ITK_SUFFIXES, read_itk
 from amvlm.imaging.volume import Volume
 

@@ -1,0 +1,27 @@
+"""Every key and mouse gesture of ours; none is one of napari's own."""
+
+from __future__ import annotations
+
+KEYS = {
+    "A": ("AMVLM: accept your label", lambda controller: controller.judging.accept()),
+    "N": ("AMVLM: the structure is absent", lambda controller: controller.judging.mark_absent()),
+    "K": ("AMVLM: skip this case", lambda controller: controller.judging.skip()),
+    "U": ("AMVLM: undo the last judgement", lambda controller: controller.judging.undo()),
+    "J": ("AMVLM: open the next unjudged case", lambda controller: controller.next_case()),
+    "G": ("AMVLM: side by side or stacked", lambda controller: controller.toggle_view()),
+    "H": ("AMVLM: hide or show the masks", lambda controller: controller.viewing.toggle_masks()),
+    "Q": ("AMVLM: next plane (axial, coronal, sagittal)", lambda controller: controller.viewing.next_plane()),
+    "W": ("AMVLM: next window (CT presets)", lambda controller: controller.viewing.next_window()),
+    "?": ("AMVLM: list these keys", lambda controller: controller.show_keys()),
+}
+FURTHER_KEYS = {
+    "Enter": "in the prompt: run it",
+    "Shift+Enter": "in the prompt: new line, for another structure",
+    "Ctrl+↑ Ctrl+↓": "in the prompt: earlier prompts",
+    "Wheel": "next slice",
+    "Ctrl+Wheel": "zoom",
+    "Middle drag": "window: across its width, up and down its level",
+    "Ctrl+Z Ctrl+Shift+Z": "undo, redo: strokes, copies and whole masks",
+    "1 2 3 4": "napari's eraser, brush, polygon, fill",
+    "[ ]": "napari's brush size",
+}

@@ -1,0 +1,87 @@
+"""Which structure is being labelled: chosen, named by a prompt, or made on the spot."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from napari_amvlm.layers import LABEL
+
+if TYPE_CHECKING:
+    from napari_amvlm.controller import Controller
+
+
+class Structures:
+    """The structures of the open study."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+
+    def choose(self, name: str) -> None:
+        """Judge another structure of the open case; the one before becomes an outline."""
+        controller, store, layers = self._controller, self._controller.store, self._controller.layers
+        if store is None or layers is None or layers.opened.case is None or name == controller.structure:
+            return
+        controller.leave_case()
+        opened, case = layers.opened, layers.opened.case
+        layers.keep_as_other(controller.structure, layers.masks[LABEL].copy(order="K"))
+        layers.others.pop(name, None)
+        controller.structure = name
+
+        def show(found: tuple[Any, bool]) -> None:
+            label, draft = found
+            layers.clear_masks()
+            controller.draw_outlines()
+            controller.label.write(label if label is not None else np.zeros_like(layers.masks[LABEL]))
+            controller.label.begin(label)
+            if draft:
+                controller.label.offer_to_discard()
+            controller.refresh_lists()
+            controller.label.measure_soon()
+
+        controller.submit(
+            lambda: controller.engine.label_of(store, case, name, opened.volume), on_result=show, owner=opened,
+            text="Opening …",
+        )  # fmt: skip
+
+    def choose_named_in(self, prompt: str) -> None:
+        """The label follows the words: a mask of one structure must not be accepted as another's."""
+        if named := self.named_in(prompt):
+            self.choose(named)
+
+    def named_in(self, prompt: str) -> str:
+        """The structure of the study that a prompt names, the only one where there is but one, or ""."""
+        store, chosen = self._controller.store, self._controller.structure
+        structures = store.structures() if store is not None else []
+        named = [structure.name for structure in structures if structure.named_in(prompt)]
+        if not named and len(structures) == 1:
+            named = [structures[0].name]
+        return chosen if chosen in named else max(named, key=len, default="")
+
+    def of_line(self, prompt: str) -> str:
+        """The structure of one line of several; in a study a new one is made on the spot, called by the prompt."""
+        store = self._controller.store
+        if store is None:
+            return prompt
+        if named := self.named_in(prompt):
+            return named
+        name = " ".join(prompt.split())[:60]
+        self._make(name, prompt)
+        return name
+
+    def add(self, name: str) -> None:
+        """Add a structure to the study and judge it."""
+        cleaned = " ".join(name.split())
+        if self._make(cleaned, cleaned):
+            self.choose(cleaned)
+            self._controller.structure = cleaned
+            self._controller.refresh_lists()
+
+    def _make(self, name: str, prompt: str) -> bool:
+        controller, store = self._controller, self._controller.store
+        if store is None or not controller.guard(lambda: store.add_structure(name, prompts=[prompt]) or True):
+            return False
+        if controller.layers is not None:
+            controller.layers.opened.colours.update({s.name: s.colour for s in store.structures()})
+        return True
