@@ -36,13 +36,19 @@ PROMPT, SECOND = "anterior hippocampus", "posterior hippocampus"
 def pump(until: Callable[[], bool], seconds: float = 600) -> float:
     """Run the event loop until something holds; how long that took."""
     began = time.perf_counter()
-    loop, timer = QEventLoop(), QTimer()
-    timer.timeout.connect(lambda: loop.quit() if until() or time.perf_counter() - began > seconds else None)
+    loop, timer, reached = QEventLoop(), QTimer(), [until()]
+
+    def look() -> None:
+        reached[0] = until()
+        if reached[0] or time.perf_counter() - began > seconds:
+            loop.quit()
+
+    timer.timeout.connect(look)
     timer.start(2)
-    if not until():
+    if not reached[0]:
         loop.exec()
     timer.stop()
-    if not until():
+    if not reached[0]:
         raise TimeoutError
     return time.perf_counter() - began
 

@@ -239,7 +239,8 @@ class Engine:
 def dice(a: Mask, b: Mask) -> float:
     """Dice of two binary masks; NaN when both are empty."""
     total = int(np.count_nonzero(a)) + int(np.count_nonzero(b))
-    return 2 * int(np.count_nonzero(a & b)) / total if total else float("nan")
+    both = sum(int(np.count_nonzero(a[:, :, z] & b[:, :, z])) for z in range(a.shape[2]))
+    return 2 * both / total if total else float("nan")
 
 
 def _picture(volume: Volume, size: int) -> tuple[int, int, bytes]:
