@@ -223,9 +223,9 @@ def review(walk: Walk) -> None:
     store = LabelStore(controller.store.folder)
     case = store.case(controller.open_case_id)
     reference = store.masks.read(store.references()[case.case_id, controller.structure]).array
-    store.accept(case.case_id, controller.structure, reference, author="first reader", prompt="anterior hippocampus")
+    store.accept(case.case_id, controller.structure, reference, author="reader 1", prompt="anterior hippocampus")
     shifted = np.roll(reference, 1, 0)
-    store.accept(case.case_id, controller.structure, shifted, author="second reader", prompt="anterior hippocampus")
+    store.accept(case.case_id, controller.structure, shifted, author="reader 2", prompt="anterior hippocampus")
     controller.open_case(case.case_id)
     walk.idle()
     walk.review.history.selectAll()

@@ -28,6 +28,8 @@ _FILTERED = {
 KIND = "assess"
 THUMBNAILS = "thumbnails"
 BINS = 20
+MOST_LISTED = 300
+"""Rows of the queue: more are not looked through, and a table of thousands is slow to fill."""
 
 
 class Reviewing:
@@ -132,7 +134,8 @@ class Reviewing:
         if panel is None or store is None:
             return
         rows = self.rows()
-        panel.show_queue(rows, self._controller.open_case_id)
+        listed = rows[:MOST_LISTED]
+        panel.show_queue(listed, self._controller.open_case_id)
         quality, states = store.quality(), store.states()
         waiting = [
             found.expected_dice
@@ -146,11 +149,14 @@ class Reviewing:
             f"{len(waiting)} graded, half of them below {np.median(waiting):.2f}." if waiting
             else "None is graded yet: Assess all cases runs the model on them."
         )  # fmt: skip
-        panel.show_summary(f"<b>{structure or 'No structure yet'}</b>: {len(rows)} cases listed. {graded}",
-                           bool(self._controller.prompting.model))  # fmt: skip
+        count = f"{len(rows)} cases" if listed == rows else f"the first {MOST_LISTED} of {len(rows)} cases"
+        panel.show_summary(
+            f"<b>{structure or 'No structure yet'}</b>: {count} listed. {graded}",
+            bool(self._controller.prompting.model),
+        )
         for case_id, picture in self._thumbnails.items():
             panel.show_thumbnail(case_id, *picture)
-        self._draw_thumbnails([row.case_id for row in rows if row.case_id not in self._thumbnails])
+        self._draw_thumbnails([row.case_id for row in listed if row.case_id not in self._thumbnails])
 
     def _draw_thumbnails(self, wanted: list[str]) -> None:
         store, worker = self._controller.store, self._controller.worker

@@ -23,6 +23,10 @@ class PromptEdit(QPlainTextEdit):
         self._completer.setCaseSensitivity(Qt.CaseSensitivity.CaseInsensitive)
         self._completer.setFilterMode(Qt.MatchFlag.MatchContains)
         self._completer.setMaxVisibleItems(8)
+        self._completer.popup().setStyleSheet(
+            "QListView { background: #2b2f38; color: #f0f1f2; border: 1px solid #5a626c; padding: 2px; }"
+            "QListView::item:selected { background: #2a6f86; }"
+        )
         self._completer.activated.connect(self._insert)
         self.setPlaceholderText("What to outline, for example: anterior hippocampus")
         self.setToolTip(
@@ -71,6 +75,7 @@ class PromptEdit(QPlainTextEdit):
         place = self.cursorRect()
         place.setWidth(self.viewport().width() - 8)
         place.setLeft(4)
+        place.translate(0, 4)  # clear of the line that is typed
         self._completer.complete(place)
 
     def _insert(self, wording: str) -> None:
