@@ -327,6 +327,7 @@ class Controller(QObject):
 
     def show_side_by_side(self, on: bool) -> None:
         self.is_side_by_side = on
+        self.viewing.masks_shown = True
         if self.layers is not None and self.viewer.dims.ndisplay == 2:
             self.layers.side_by_side(on)
 

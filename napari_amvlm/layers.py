@@ -76,7 +76,7 @@ class CaseLayers:
         else:
             self._add()
         label = self.labels[LABEL]
-        label.brush_size = max(2, min(self.masks[LABEL].shape) // 8)
+        label.brush_size = max(3, sorted(self.outlined.shape)[1] // 16)
         label.selected_label = 1
         self._viewer.layers.selection.active = label
 

@@ -52,7 +52,7 @@ class Viewing(QObject):
             viewer.mouse_wheel_callbacks.remove(dims_scroll)
         viewer.mouse_wheel_callbacks.append(self._wheel)
         viewer.mouse_drag_callbacks.append(self._drag_window)
-        self._masks_shown = True
+        self.masks_shown = True
 
     def opened(self) -> None:
         """Another scan is on screen."""
@@ -60,7 +60,7 @@ class Viewing(QObject):
         layers = controller.layers
         if layers is None:
             return
-        self._masks_shown = True
+        self.masks_shown = True
         volume = layers.opened.volume
         if volume.planar:
             self.show_plane("Axial")
@@ -199,5 +199,5 @@ class Viewing(QObject):
     def toggle_masks(self) -> None:
         """Look at the image alone, and back."""
         if self._controller.layers is not None:
-            self._masks_shown = not self._masks_shown
-            self._controller.layers.show_masks(self._masks_shown)
+            self.masks_shown = not self.masks_shown
+            self._controller.layers.show_masks(self.masks_shown)
