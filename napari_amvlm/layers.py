@@ -66,7 +66,7 @@ class CaseLayers:
         self.outlines: list[Labels] = []
         self._twins: list[Any] = []
         self._areas: dict[int, NDArray[np.int64]] = {}
-        self.predicts = False
+        self.predicts = False  # whether there is a prediction that the text mask could disagree with
         self.threshold = threshold
         if reuse is not None and not (reuse.present() and reuse.opened.ras.ndim == opened.ras.ndim):
             reuse.remove()
@@ -195,9 +195,7 @@ class CaseLayers:
             for name, probs in found.items():
                 self.probs[name][at] = probs[place]
                 if name in self.labels:
-                    cut = self._cut(name, at)
-                    areas[index] += cut
-                    self.predicts = self.predicts or (name == PREDICTION and cut > 0)
+                    areas[index] += self._cut(name, at)
             self._outline(at)
 
     def apply_threshold(self, axis: int, indices: list[int]) -> None:

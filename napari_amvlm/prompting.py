@@ -100,10 +100,14 @@ class Prompting:
                     np.moveaxis(kept, head["axis"], 0)[index] = cut[place]
 
         def ended(whole: bool) -> None:
-            if whole and controller.layers is layers and layers.present():
+            if (
+                whole
+                and controller.layers is layers
+                and layers.present()
+                and controller.label.keep_draft_of(name, kept)
+            ):
                 layers.keep_as_other(name, kept)
                 controller.draw_outlines()
-                controller.label.keep_draft_of(name, kept)
 
         controller.worker.submit(
             Job(
@@ -152,7 +156,7 @@ class Prompting:
             axis = 2
             for result in controller.engine.segment(model.folder, opened.volume, prompt, visible):
                 if isinstance(result, tuple):
-                    axis = result[1]
+                    axis, layers.predicts = result[1], result[2]
                 elif not isinstance(result, Guard) and not job.cancelled.is_set():
                     found = {TEXT_MASK: result.text_mask, PREDICTION: result.prediction, "merged": result.merged}
                     layers.write_slices(axis, result.indices, found)

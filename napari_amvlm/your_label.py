@@ -198,20 +198,28 @@ class YourLabel(QObject):
             )
         )  # fmt: skip
 
-    def keep_draft_of(self, structure: str, mask: Mask) -> None:
-        """A mask of another structure that a prompt found: kept as a draft where nothing was judged yet."""
+    def keep_draft_of(self, structure: str, mask: Mask) -> bool:
+        """A mask of another structure that a prompt found: a draft of it, unless a person judged that one already.
+
+        Returns
+        -------
+        bool
+            False where a judgement stands, which the mask must not hide.
+        """
         controller = self._controller
         store, layers = controller.store, controller.layers
-        if store is None or layers is None or layers.opened.case is None or not mask.any():
-            return
+        if store is None or layers is None or layers.opened.case is None:
+            return True
         case, volume = layers.opened.case, layers.opened.volume
-        if store.state(case.case_id, structure) == "unknown":
+        state = store.state(case.case_id, structure)
+        if state == "unknown" and mask.any():
             controller.worker.submit(
                 Job(
                     lambda: controller.engine.save_draft(store, case, structure, mask, volume),
                     on_result=lambda _: controller.show_state(), on_error=controller.fail,
                 )
             )  # fmt: skip
+        return state in ("unknown", "draft")
 
     # -- drafts -----------------------------------------------------------------------------------------------
 

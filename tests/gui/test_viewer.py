@@ -197,6 +197,7 @@ def test_words_that_name_no_structure_leave_the_label_alone(window: Any, study: 
     window.run("spleen")
     assert np.array_equal(layers.masks[LABEL], label)
     assert "names no structure" in window.prompt._offer_text.text()
+    assert not (layers.outlined == TEXT_ONLY).any()  # no prediction of it, so nothing to disagree with
     window.prompt._take.click()
     window.idle()
     assert window.controller.structure == "spleen"
