@@ -22,7 +22,7 @@ from qtpy.QtWidgets import QApplication
 
 from amvlm.imaging import canonical_mask, to_display
 from napari_amvlm.controller import Controller
-from napari_amvlm.layers import LABEL
+from napari_amvlm.layers import LABEL, PREDICTION
 
 PROMPT = "anterior hippocampus"
 STEPS = 1500
@@ -72,6 +72,9 @@ class Demo:
         self.controller.studies.open_study(self.study)
         wait_until(lambda: self.controller.layers is not None and not self.controller.worker.busy, "opening the study")
         self.run_prompt(PROMPT)
+        shown = self.controller.layers.labels[PREDICTION].data if self.controller.layers is not None else None
+        if shown is not None and shown.any():
+            self.viewer.dims.set_current_step(0, int(shown.sum((1, 2)).argmax()))
 
     def run_prompt(self, text: str) -> None:
         self.prompt.prompt.setPlainText(text)
