@@ -71,6 +71,7 @@ class Judging:
         if (ready := self._ready()) is not None:
             store, opened, case = ready
             structure = self._controller.structure
+            self._controller.label.save_now()  # strokes stay as a draft
             if self._controller.guard(lambda: store.mark(case.case_id, structure, "skipped") or True):
                 self._judged(f"{opened.title} skipped.")
 
@@ -79,6 +80,7 @@ class Judging:
         if (ready := self._ready()) is not None:
             store, opened, case = ready
             structure = self._controller.structure
+            self._controller.label.save_now()  # strokes stay as a draft
             if self._controller.guard(lambda: store.mark(case.case_id, structure, "rejected") or True):
                 self._judged(f"{opened.title} rejected.")
 

@@ -333,6 +333,19 @@ def test_undo_by_keyboard_is_kept_in_the_draft(window: Any, study: Path, qtbot: 
     assert not any(plane.any() for plane in LabelStore(study).load_draft(case_id, STRUCTURE).values())
 
 
+def test_strokes_survive_a_skip(window: Any, study: Path) -> None:
+    window.open(study)
+    case_id = window.controller.open_case_id
+    window.controller.layers.labels[LABEL].paint((3, 3, 3), 1)
+    painted = window.controller.layers.masks[LABEL].copy()
+    window.controller.judging.skip()
+    window.idle()
+    assert LabelStore(study).state(case_id, STRUCTURE) == "skipped"
+    window.controller.open_case(case_id)
+    window.idle()
+    assert np.array_equal(window.controller.layers.masks[LABEL], painted)
+
+
 def test_restored_work_can_be_declined(window: Any, study: Path) -> None:
     window.open(study)
     case_id = window.controller.open_case_id
