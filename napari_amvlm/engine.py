@@ -36,7 +36,6 @@ class OpenCase:
     draft: bool
     others: dict[str, Mask]
     colours: dict[str, str]
-    source: Path | None = None
 
     @property
     def notes(self) -> list[str]:
@@ -122,7 +121,7 @@ class Engine:
         """Read a scan that is in no study; raises ``ChoiceNeeded`` where somebody has to say which."""
         self._session = self._session_key = None  # the scan before goes, before another takes its memory
         volume = read_volume(path, volume_index, series)
-        yield _opened(volume, path.name, None, None, False, {}, {}, path)
+        yield _opened(volume, path.name, None, None, False, {}, {})
 
     def open_case(self, store: LabelStore, case_id: str, structure: str, title: str) -> Iterator[OpenCase]:
         """Read a case of a study with its current label, and unsaved work on top of it."""
@@ -270,11 +269,10 @@ def _opened(
     draft: bool,
     others: dict[str, Mask],
     colours: dict[str, str],
-    source: Path | None = None,
 ) -> OpenCase:
     canonical = to_canonical(volume)
     spacing = canonical.spacing_mm
     return OpenCase(
         volume, canonical.array, (float(spacing[0]), float(spacing[1]), float(spacing[2])), title, case,
-        None if label is None else _canonical(label, volume), draft, others, colours, source,
+        None if label is None else _canonical(label, volume), draft, others, colours,
     )  # fmt: skip

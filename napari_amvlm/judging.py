@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from amvlm.store import Case, LabelStore
+from amvlm.store import Case, LabelStore, Mark
 from napari_amvlm.engine import OpenCase
 from napari_amvlm.jobs import Job
 from napari_amvlm.layers import LABEL
@@ -68,21 +68,19 @@ class Judging:
 
     def skip(self) -> None:
         """Leave the case unjudged and go on."""
-        if (ready := self._ready()) is not None:
-            store, opened, case = ready
-            structure = self._controller.structure
-            self._controller.label.save_now()  # strokes stay as a draft
-            if self._controller.guard(lambda: store.mark(case.case_id, structure, "skipped") or True):
-                self._judged(f"{opened.title} skipped.")
+        self._set_aside("skipped")
 
     def reject(self) -> None:
         """The mask is no good and not worth mending: the trainer is to learn nothing from this case."""
+        self._set_aside("rejected")
+
+    def _set_aside(self, state: Mark) -> None:
         if (ready := self._ready()) is not None:
             store, opened, case = ready
             structure = self._controller.structure
             self._controller.label.save_now()  # strokes stay as a draft
-            if self._controller.guard(lambda: store.mark(case.case_id, structure, "rejected") or True):
-                self._judged(f"{opened.title} rejected.")
+            if self._controller.guard(lambda: store.mark(case.case_id, structure, state) or True):
+                self._judged(f"{opened.title} {state}.")
 
     def undo(self) -> None:
         """Back to the judgement before the current one, of the open case."""

@@ -16,9 +16,7 @@ from amvlm.imaging.dicom_headers import DicomSeries
 from amvlm.imaging.writers import write_bytes_atomically
 
 
-def write_dicom_seg(
-    path: Path, masks: Mapping[str, NDArray[np.uint8]], series: DicomSeries, *, by_model: bool = False
-) -> None:
+def write_dicom_seg(path: Path, masks: Mapping[str, NDArray[np.uint8]], series: DicomSeries) -> None:
     """Write masks of one series as a DICOM Segmentation that refers to the series' own images.
 
     Parameters
@@ -29,8 +27,6 @@ def write_dicom_seg(
         Structure → mask on the grid of :func:`amvlm.imaging.dicom.read_series`.
     series : DicomSeries
         The series the masks belong to. The object carries its patient and study identifiers, as DICOM demands.
-    by_model : bool
-        True marks the segments as made by an algorithm, False as drawn or accepted by a person.
 
     Raises
     ------
@@ -66,8 +62,6 @@ def write_dicom_seg(
     how = highdicom.seg.SegmentAlgorithmTypeValues.SEMIAUTOMATIC
     family: Any = codes.DCM.ArtificialIntelligence
     made_by = highdicom.AlgorithmIdentificationSequence(name="napari-amvlm", version=_version(), family=family)
-    if by_model:
-        how = highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC
     segments = [
         highdicom.seg.SegmentDescription(
             segment_number=number, segment_label=name[:64], segmented_property_category=codes.SCT.Tissue,
