@@ -100,9 +100,7 @@ class Reviewing:
             title = names.get(case.case_id, case.case_id)
             if order == "name" or found is None:
                 return (1, 0.0, title)
-            expected = found.soft_dice if found.expected_dice is None else found.expected_dice
-            value = {"worst": expected, "best": -expected, "disagreement": found.agreement,
-                     "diverse": -(found.distance or 0.0)}[order]  # fmt: skip
+            value = -found.place("worst") if order == "best" else found.place(order)
             return (0, value, title)
 
         rows = []

@@ -126,20 +126,14 @@ def _with_distance(
 
 
 def queue(found: Sequence[Quality], order: Order = "worst", seed: int = 0) -> list[str]:
-    """Case ids, the one to label next first; of several structures the worst counts.
+    """Case ids, the one to label next first, as :meth:`Quality.place` sorts; of several structures the first counts.
 
-    ``worst`` expects the lowest Dice, ``disagreement`` has text mask and prediction farthest apart, ``diverse`` lies
-    farthest from what is judged, ``random`` is the control.
+    ``random`` is the control.
     """
     waiting = sorted({q.case_id for q in found})
     if order == "random":
         return [waiting[int(index)] for index in np.random.default_rng(seed).permutation(len(waiting))]
     score: dict[str, float] = {}
     for q in found:
-        value = {
-            "worst": q.soft_dice if q.expected_dice is None else q.expected_dice,
-            "disagreement": q.agreement,
-            "diverse": -(q.distance or 0.0),
-        }[order]
-        score[q.case_id] = min(value, score.get(q.case_id, np.inf))
+        score[q.case_id] = min(q.place(order), score.get(q.case_id, np.inf))
     return sorted(waiting, key=lambda case_id: (score[case_id], case_id))
