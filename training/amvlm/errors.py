@@ -43,3 +43,36 @@ class ChoiceNeeded(UserError):  # noqa: N818 - not a mistake, a question
         self.kind = kind
         shown = "; ".join(f"{n}: {choice}" for n, choice in enumerate(self.choices[:20]))
         super().__init__(what, file=file, remedy=f"Say which {kind}, by its number. {shown}.")
+
+
+def the_one_meant(number: int | None, choices: Sequence[str], kind: str, file: str | Path, what: str = "") -> int:
+    """Which of several scans to read: the number given, or 0 where there is only one.
+
+    Parameters
+    ----------
+    number : int or None
+        What was asked for, from 0.
+    choices, kind
+        As of :class:`ChoiceNeeded`.
+    what : str, optional
+        What was found, where "it holds 3 volumes" is not the right clause.
+
+    Raises
+    ------
+    ChoiceNeeded
+        If there are several and none was asked for.
+    UserError
+        If there is none of that number.
+    """
+    if number is None and len(choices) > 1:
+        raise ChoiceNeeded(
+            what or f"it holds {len(choices)} {kind if kind == 'series' else kind + 's'}", choices, kind, file
+        )
+    if not 0 <= (number or 0) < len(choices):
+        raise UserError(f"there is no {kind} number {number}", file=file, remedy=f"Choose 0 to {len(choices) - 1}.")
+    return number or 0
+
+
+def volume_names(count: int) -> list[str]:
+    """How volumes are offered that have no other names."""
+    return [f"volume {number + 1} of {count}" for number in range(count)]

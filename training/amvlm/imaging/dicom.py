@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from amvlm.errors import ChoiceNeeded, UserError
+from amvlm.errors import UserError, the_one_meant, volume_names
 from amvlm.imaging.dicom_headers import AGAIN, DicomSeries, Frame, quietly
 from amvlm.imaging.volume import Volume
 
@@ -41,16 +41,10 @@ def read_series(series: DicomSeries, volume_index: int | None = None) -> Volume:
     if frames[0].position is None and len(frames) == 1:
         return _planar(series, frames[0])
     stacks = _stacks(frames, folder)
-    if len(stacks) > 1:
-        if volume_index is None:
-            raise ChoiceNeeded(
-                f"every position was imaged {len(stacks)} times",
-                [f"volume {n + 1} of {len(stacks)}" for n in range(len(stacks))], "volume", folder,
-            )  # fmt: skip
-        if not 0 <= volume_index < len(stacks):
-            raise UserError(f"there is no volume number {volume_index}", file=folder,
-                            remedy=f"Choose 0 to {len(stacks) - 1}.")  # fmt: skip
-    stack = stacks[volume_index or 0]
+    number = the_one_meant(
+        volume_index, volume_names(len(stacks)), "volume", folder, f"every position was imaged {len(stacks)} times"
+    )
+    stack = stacks[number]
     affine, notes = _affine(stack, folder)
     if series.modality == "CT" and any(frame.rescale is None for frame in stack):
         notes.append("The files state no rescale slope: values may not be Hounsfield units.")

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from amvlm.errors import ChoiceNeeded, UserError
+from amvlm.errors import UserError, the_one_meant, volume_names
 from amvlm.imaging.volume import Volume
 
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_DAMAGED = "Copy the file again from its source; the transfer or the disk damaged it."
+COPY_AGAIN = "Copy the file again from its source; the transfer or the disk damaged it."
 
 
 def read_itk(path: Path, volume_index: int | None, max_bytes: int) -> Volume:
@@ -46,7 +46,7 @@ def read_itk(path: Path, volume_index: int | None, max_bytes: int) -> Volume:
         _check_compressed(path, text)
         image = reader.Execute()
     except RuntimeError as error:
-        raise UserError("this is not a readable image, or it is cut short", file=path, remedy=_DAMAGED) from error
+        raise UserError("this is not a readable image, or it is cut short", file=path, remedy=COPY_AGAIN) from error
     array: NDArray[Any] = SimpleITK.GetArrayViewFromImage(image).copy()
     components, dimension = image.GetNumberOfComponentsPerPixel(), image.GetDimension()
     if array.dtype.kind not in "iuf":
@@ -58,7 +58,7 @@ def read_itk(path: Path, volume_index: int | None, max_bytes: int) -> Volume:
     if dimension > 4 or (dimension == 4 and components > 1):
         raise UserError(f"it has {dimension} dimensions", file=path, remedy="Export one 3-D volume.")
     if dimension == 4 or (components > 1 and not colour):
-        array = _one_of(array, volume_index, path)
+        array = array[the_one_meant(volume_index, volume_names(len(array)), "volume", path)]
     grid = min(dimension, 3)
     stored = tuple(range(grid))[::-1] + ((grid,) if colour else ())
     array = array.transpose(stored)
@@ -98,21 +98,6 @@ def write_itk(path: Path, volume: Volume) -> None:
                         remedy="Check free disk space and permissions, then try again.") from error  # fmt: skip
 
 
-def _one_of(array: NDArray[Any], volume_index: int | None, path: Path) -> NDArray[Any]:
-    if len(array) == 1:
-        volume_index = 0
-    if volume_index is None:
-        raise ChoiceNeeded(
-            f"it holds {len(array)} volumes", [f"volume {n + 1} of {len(array)}" for n in range(len(array))], "volume",
-            path,
-        )  # fmt: skip
-    if not 0 <= volume_index < len(array):
-        raise UserError(f"there is no volume number {volume_index}", file=path,
-                        remedy=f"Choose 0 to {len(array) - 1}.")  # fmt: skip
-    chosen: NDArray[Any] = array[volume_index]
-    return chosen
-
-
 def _header_text(path: Path) -> str:
     """The head of the file as text, up to where the voxels begin."""
     with path.open("rb") as stream:
@@ -145,6 +130,6 @@ def _check_compressed(path: Path, text: str) -> None:
             while (chunk := stream.read(2**20)) and not inflater.eof:
                 inflater.decompress(chunk)
     except (OSError, zlib.error) as error:
-        raise UserError("the compressed voxels are damaged or missing", file=path, remedy=_DAMAGED) from error
+        raise UserError("the compressed voxels are damaged or missing", file=path, remedy=COPY_AGAIN) from error
     if not inflater.eof:
-        raise UserError("the file is cut short", file=path, remedy=_DAMAGED)
+        raise UserError("the file is cut short", file=path, remedy=COPY_AGAIN)

@@ -16,16 +16,15 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from amvlm.errors import ChoiceNeeded, UserError
+from amvlm.errors import UserError, the_one_meant, volume_names
 from amvlm.imaging.dicom import read_series
 from amvlm.imaging.dicom_headers import DICOM_SUFFIXES, find_series, is_dicom, series_of_file
-from amvlm.imaging.itk import ITK_SUFFIXES, read_itk
+from amvlm.imaging.itk import COPY_AGAIN, ITK_SUFFIXES, read_itk
 from amvlm.imaging.volume import Volume
 
 PICTURE_SUFFIXES = (".png", ".tif", ".tiff", ".webp", ".jpg", ".jpeg", ".bmp")
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 MAX_BYTES = 16 * 2**30
-_DAMAGED = "Copy the file again from its source; the transfer or the disk damaged it."
 _MAX_HEADER = 64 * 2**20
 
 
@@ -68,7 +67,7 @@ def read_volume(path: str | Path, volume_index: int | None = None, series: int |
         if path.is_dir():
             return _volume_from_folder(path, volume_index, series)
         if path.stat().st_size == 0:
-            raise UserError("the file is empty", file=path, remedy=_DAMAGED)
+            raise UserError("the file is empty", file=path, remedy=COPY_AGAIN)
         if name.endswith(NIFTI_SUFFIXES):
             return volume_from_nifti(_nifti_content(path), path, volume_index)
         if name.endswith(ITK_SUFFIXES):
@@ -90,11 +89,8 @@ def _volume_from_folder(folder: Path, volume_index: int | None, chosen: int | No
             "the folder holds no DICOM series", file=folder,
             remedy="Open one file, or make a study from a folder of scans.",
         )  # fmt: skip
-    if chosen is None and len(found) > 1:
-        raise ChoiceNeeded(f"it holds {len(found)} series", [series.label for series in found], "series", folder)
-    if not 0 <= (chosen or 0) < len(found):
-        raise UserError(f"there is no series number {chosen}", file=folder, remedy=f"Choose 0 to {len(found) - 1}.")
-    return read_series(found[chosen or 0], volume_index)
+    number = the_one_meant(chosen, [series.label for series in found], "series", folder)
+    return read_series(found[number], volume_index)
 
 
 def _header_bytes(head: bytes, path: Path) -> int:
@@ -111,7 +107,7 @@ def _header_bytes(head: bytes, path: Path) -> int:
     if bytes(header["magic"])[:3] not in (b"n+1", b"n+2"):
         raise UserError("this is not a single-file NIfTI image", file=path, remedy="Check what wrote the file.")
     if not 1 <= len(shape) <= 7 or min(shape) < 1 or itemsize < 1 or not 0 <= offset <= _MAX_HEADER:
-        raise UserError("the header holds impossible dimensions", file=path, remedy=_DAMAGED)
+        raise UserError("the header holds impossible dimensions", file=path, remedy=COPY_AGAIN)
     sizes = [float(value) for value, count in zip(header["pixdim"][1:4], shape[:3], strict=False) if count > 1]
     if header["sform_code"] == 0 and not all(np.isfinite(value) and value > 0 for value in sizes):
         raise UserError(
@@ -136,7 +132,7 @@ def _nifti_content(path: Path) -> bytearray:
         with opener(path, "rb") as stream:
             head = stream.read(544)
             if len(head) < 348:
-                raise UserError("the file is too short to be a NIfTI image", file=path, remedy=_DAMAGED)
+                raise UserError("the file is too short to be a NIfTI image", file=path, remedy=COPY_AGAIN)
             expected = _header_bytes(head, path)
             content = bytearray(max(expected, len(head)))  # of the final size at once: volumes are large
             content[: len(head)] = head
@@ -148,17 +144,17 @@ def _nifti_content(path: Path) -> bytearray:
             while chunk := stream.read(2**20):
                 trailing += len(chunk)
                 if trailing > 2**26:
-                    raise UserError("the file is far longer than its header says", file=path, remedy=_DAMAGED)
+                    raise UserError("the file is far longer than its header says", file=path, remedy=COPY_AGAIN)
     except EOFError as error:
-        raise UserError("the file is cut short", file=path, remedy=_DAMAGED) from error
+        raise UserError("the file is cut short", file=path, remedy=COPY_AGAIN) from error
     except (gzip.BadGzipFile, zlib.error) as error:
         kind = "the checksum is wrong" if "CRC" in str(error) else "the compressed stream is damaged"
-        raise UserError(kind, file=path, remedy=_DAMAGED) from error
+        raise UserError(kind, file=path, remedy=COPY_AGAIN) from error
     if held < expected:
         raise UserError(
             f"the file is cut short: {expected:,} bytes expected, {held:,} found",
             file=path,
-            remedy=_DAMAGED,
+            remedy=COPY_AGAIN,
         )
     return content
 
@@ -176,7 +172,7 @@ def volume_from_nifti(content: bytes | bytearray, path: Path, volume_index: int 
         count, offset = int(np.prod(shape, dtype=object)), int(header["vox_offset"])
         stored: NDArray[Any] = np.frombuffer(content, dtype, count, offset).reshape(shape, order="F")
     except Exception as error:
-        raise UserError("this is not a readable NIfTI image", file=path, remedy=_DAMAGED) from error
+        raise UserError("this is not a readable NIfTI image", file=path, remedy=COPY_AGAIN) from error
     array = _three_dimensional(stored, path, volume_index)
     if array.dtype.fields is not None or array.dtype.kind not in "iuf":
         raise UserError(
@@ -227,18 +223,10 @@ def _three_dimensional(array: NDArray[Any], path: Path, volume_index: int | None
         array = array.reshape(array.shape + (1,) * (3 - array.ndim))
     if array.ndim > 4:
         raise UserError(f"it has {array.ndim} dimensions", file=path, remedy="Export one 3-D volume.")
-    if array.ndim == 4:
-        if volume_index is None:
-            choices = [f"volume {n + 1} of {array.shape[3]}" for n in range(array.shape[3])]
-            raise ChoiceNeeded(f"it holds {array.shape[3]} volumes", choices, "volume", path)
-        if not 0 <= volume_index < array.shape[3]:
-            raise UserError(
-                f"there is no volume number {volume_index}",
-                file=path,
-                remedy=f"Choose 0 to {array.shape[3] - 1}.",
-            )
-        array = array[..., volume_index]
-    return array
+    if array.ndim == 3:
+        array = array[..., None]
+    chosen: NDArray[Any] = array[..., the_one_meant(volume_index, volume_names(array.shape[3]), "volume", path)]
+    return chosen
 
 
 def _volume_from_picture(path: Path) -> Volume:
@@ -257,7 +245,7 @@ def _volume_from_picture(path: Path) -> Volume:
     except UserError:
         raise
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError("this is not a readable picture", file=path, remedy=_DAMAGED) from error
+        raise UserError("this is not a readable picture", file=path, remedy=COPY_AGAIN) from error
     if pixels.dtype == np.bool_:
         pixels = pixels.astype(np.uint8)
     if pixels.ndim == 3 and (pixels[..., :1] == pixels).all():
