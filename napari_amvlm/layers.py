@@ -208,7 +208,7 @@ class CaseLayers:
 
     def _cut(self, name: str, at: tuple[Any, ...]) -> int:
         """Cut one slice of a mask at the threshold; its area in voxels."""
-        cut = self.probs[name][at] >= _level(self.threshold)
+        cut = self.probs[name][at] >= level(self.threshold)
         self.masks[name][at] = cut
         return int(np.count_nonzero(cut))
 
@@ -277,7 +277,7 @@ class CaseLayers:
         """A new label array from "merged", the text mask, the prediction, or nothing."""
         if source not in self.probs:
             return np.zeros_like(self.masks[LABEL])
-        cut: Mask = (self.probs[source] >= _level(self.threshold)).view(np.uint8)
+        cut: Mask = (self.probs[source] >= level(self.threshold)).view(np.uint8)
         return cut
 
     def replace_label(self, wanted: Mask) -> int:
@@ -360,7 +360,8 @@ def _empty(shape: tuple[int, ...]) -> Mask:
     return np.zeros(shape, np.uint8, order="F")
 
 
-def _level(threshold: float) -> int:
+def level(threshold: float) -> int:
+    """A threshold in [0, 1] as masks hold probabilities, 1 to 255."""
     return max(1, round(threshold * 255))
 
 

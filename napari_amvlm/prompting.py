@@ -11,7 +11,7 @@ import numpy as np
 from amvlm.text import swap_sides
 from napari_amvlm.engine import Guard, ModelEntry
 from napari_amvlm.jobs import Job
-from napari_amvlm.layers import PREDICTION, TEXT_MASK, CaseLayers
+from napari_amvlm.layers import PREDICTION, TEXT_MASK, CaseLayers, level
 
 if TYPE_CHECKING:
     from napari_amvlm.controller import Controller
@@ -89,15 +89,15 @@ class Prompting:
         name = controller.structures.of_line(prompt)
         visible = tuple(self.visible_slice(axis) for axis in range(3))
         kept = np.zeros(opened.ras.shape[:3], np.uint8, order="F")
-        head: dict[str, int] = {}
 
-        def arrived(result: Any) -> None:
-            if isinstance(result, tuple):
-                head["axis"] = result[1]
-            elif not isinstance(result, Guard):
-                cut = result.merged >= max(1, round(layers.threshold * 255))
-                for place, index in enumerate(result.indices):
-                    np.moveaxis(kept, head["axis"], 0)[index] = cut[place]
+        def work() -> Iterator[Any]:
+            axis = 2
+            for result in controller.engine.segment(model.folder, opened.volume, prompt, visible):
+                if isinstance(result, tuple):
+                    axis = result[1]
+                elif not isinstance(result, Guard):
+                    np.moveaxis(kept, axis, 0)[list(result.indices)] = result.merged >= level(layers.threshold)
+                yield result
 
         def ended(whole: bool) -> None:
             if (
@@ -109,12 +109,7 @@ class Prompting:
                 layers.keep_as_other(name, kept)
                 controller.draw_outlines()
 
-        controller.worker.submit(
-            Job(
-                lambda: controller.engine.segment(model.folder, opened.volume, prompt, visible),
-                owner=opened, kind=KIND, on_result=arrived, on_end=ended, on_error=controller.fail,
-            )
-        )  # fmt: skip
+        controller.worker.submit(Job(work, owner=opened, kind=KIND, on_end=ended, on_error=controller.fail))
 
     def _run_line(self, prompt: str, layers: CaseLayers, model: ModelEntry) -> None:
         controller, opened = self._controller, layers.opened
