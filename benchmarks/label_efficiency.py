@@ -31,12 +31,12 @@ from experts import accept_expert_masks
 from amvlm.config import EncoderSettings, PretrainSettings, TrainSettings
 from amvlm.exchange import import_study
 from amvlm.imaging import canonical_mask, to_original
-from amvlm.inference import Session, assess, evaluate, queue
+from amvlm.inference import Session, assess, evaluate
 from amvlm.inference.evaluate import prompt_of
 from amvlm.learning import pretrain, train
 from amvlm.metrics import Overlap
 from amvlm.models import AmvlmModel
-from amvlm.store import LabelStore
+from amvlm.store import LabelStore, queue
 from amvlm.store.runs import RunFolder
 
 STRUCTURE = "pulmonary infection"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from amvlm.store import Case, Quality, Revision
+from amvlm.store import Case, Quality, Revision, queue
 from amvlm.store.names import original_names
 from napari_amvlm.engine import Mask, dice
 from napari_amvlm.jobs import Job
@@ -93,18 +93,9 @@ class Reviewing:
         names, states, quality = original_names(store.store_id), store.states(), store.quality()
         cases = [case for case in store.cases() if case.split != "test"]
         kept = [case for case in cases if self._passes(case, structure, states, quality)]
-        order = self._order
-
-        def rank(case: Case) -> tuple[Any, ...]:
-            found = quality.get((case.case_id, structure))
-            title = names.get(case.case_id, case.case_id)
-            if order == "name" or found is None:
-                return (1, 0.0, title)
-            value = -found.place("worst") if order == "best" else found.place(order)
-            return (0, value, title)
-
+        place = self._places(quality, structure)
         rows = []
-        for case in sorted(kept, key=rank):
+        for case in sorted(kept, key=lambda c: (place.get(c.case_id, len(place)), names.get(c.case_id, c.case_id))):
             found = quality.get((case.case_id, structure))
             state = states.get((case.case_id, structure), "unknown")
             judged = state in ("accepted", "absent")
@@ -116,6 +107,14 @@ class Reviewing:
                 )
             )  # fmt: skip
         return rows
+
+    def _places(self, quality: dict[tuple[str, str], Quality], structure: str) -> dict[str, int]:
+        """Each assessed case's place in the chosen order; the others come after them, by name."""
+        if self._order == "name":
+            return {}
+        order = "worst" if self._order == "best" else self._order
+        listed = queue([q for (_, s), q in quality.items() if s == structure], order)
+        return {case_id: n for n, case_id in enumerate(listed[::-1] if self._order == "best" else listed)}
 
     def _passes(
         self, case: Case, structure: str, states: dict[Any, Any], quality: dict[tuple[str, str], Quality]

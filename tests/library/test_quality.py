@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from amvlm.errors import UserError
-from amvlm.inference import assess, queue
+from amvlm.inference import assess
 from amvlm.models import AmvlmModel
 from amvlm.models.quality import ExpectedDice, Signs, judged_dice
-from amvlm.store import LabelStore, Quality
+from amvlm.store import LabelStore, Quality, queue
 
 Builder = Callable[..., AmvlmModel]
 NAMES = ("anterior hippocampus", "posterior hippocampus")

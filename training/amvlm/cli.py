@@ -278,9 +278,9 @@ def quality(
     """How good the pseudo-labels of unjudged cases probably are, and which case to label next."""
     from dataclasses import asdict
 
-    from amvlm.inference import assess, find_model, queue
+    from amvlm.inference import assess, find_model
     from amvlm.models import AmvlmModel
-    from amvlm.store import LabelStore
+    from amvlm.store import LabelStore, queue
 
     opened = LabelStore(store)
     loaded = AmvlmModel.load(find_model(model, opened))

@@ -3,7 +3,7 @@
 from amvlm.inference.catalogue import available_models, bundled_model_folder, find_model
 from amvlm.inference.evaluate import evaluate
 from amvlm.inference.evaluate_vlm import evaluate_vlm
-from amvlm.inference.quality import assess, assessing, queue
+from amvlm.inference.quality import assess, assessing
 from amvlm.inference.session import Session, SliceResult
 
 __all__ = [
@@ -16,5 +16,4 @@ __all__ = [
     "evaluate",
     "evaluate_vlm",
     "find_model",
-    "queue",
 ]

@@ -1,10 +1,9 @@
-"""Which pseudo-labels are good, and which case to label next (METHOD §5)."""
+"""Which pseudo-labels are good (METHOD §5)."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +14,6 @@ from amvlm.inference.session import Session
 from amvlm.models import AmvlmModel
 from amvlm.store import Case, LabelStore, Quality, Structure
 from amvlm.store.records import Split
-
-Order = Literal["worst", "disagreement", "diverse", "random"]
-ORDERS: tuple[Order, ...] = ("worst", "disagreement", "diverse", "random")
 
 
 def assess(
@@ -123,17 +119,3 @@ def _with_distance(
         nearest = np.where(np.isneginf(nearest), nearest, np.minimum(nearest, 1 - points @ points[farthest]))
         nearest[farthest] = -np.inf
     return [dataclasses.replace(q, distance=round(distance[q.case_id], 5)) for q in found]
-
-
-def queue(found: Sequence[Quality], order: Order = "worst", seed: int = 0) -> list[str]:
-    """Case ids, the one to label next first, as :meth:`Quality.place` sorts; of several structures the first counts.
-
-    ``random`` is the control.
-    """
-    waiting = sorted({q.case_id for q in found})
-    if order == "random":
-        return [waiting[int(index)] for index in np.random.default_rng(seed).permutation(len(waiting))]
-    score: dict[str, float] = {}
-    for q in found:
-        score[q.case_id] = min(q.place(order), score.get(q.case_id, np.inf))
-    return sorted(waiting, key=lambda case_id: (score[case_id], case_id))

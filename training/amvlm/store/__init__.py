@@ -1,5 +1,6 @@
 """The label store: the contract between viewer and trainer."""
 
+from amvlm.store.queue import queue
 from amvlm.store.records import Case, Mark, Quality, Revision, Snapshot, Source, State, Structure
 from amvlm.store.store import LabelStore
 from amvlm.store.verify import Finding, verify
@@ -15,5 +16,6 @@ __all__ = [
     "Source",
     "State",
     "Structure",
+    "queue",
     "verify",
 ]

@@ -107,18 +107,6 @@ class Quality:
     distance: float | None
     time: str = ""
 
-    def place(self, order: Literal["worst", "disagreement", "diverse"]) -> float:
-        """What a queue in this order sorts by, the one to label next first.
-
-        ``worst`` expects the lowest Dice, ``disagreement`` has text mask and prediction farthest apart, ``diverse``
-        lies farthest from what is judged.
-        """
-        if order == "disagreement":
-            return self.agreement
-        if order == "diverse":
-            return -(self.distance or 0.0)
-        return self.soft_dice if self.expected_dice is None else self.expected_dice
-
 
 @dataclass(frozen=True)
 class Snapshot:
