@@ -14,9 +14,11 @@ from napari_amvlm.jobs import Job
 from napari_amvlm.layers import PREDICTION, TEXT_MASK, CaseLayers, level
 
 if TYPE_CHECKING:
+    from amvlm.store import LabelStore
     from napari_amvlm.controller import Controller
 
 KIND = "prompt"
+MOST_CAPTIONS = 2000
 
 
 class Prompting:
@@ -27,6 +29,7 @@ class Prompting:
         self.models: list[ModelEntry] = []
         self.model: ModelEntry | None = None
         self._cutting: Job | None = None
+        self._captions: tuple[LabelStore | None, list[str]] = (None, [])
 
     def list_models(self) -> None:
         """Ask the worker which models there are; the chosen one stays, else the newest trained one."""
@@ -205,16 +208,13 @@ class Prompting:
         store, panel = controller.store, controller.panel
         if store is None or panel is None:
             return
-        found: dict[str, None] = {}
-        for structure in store.structures():
-            found.update(dict.fromkeys((structure.name, *structure.prompts)))
-        image_sided = any(case.laterality == "image" for case in store.cases()[:1])
-        for texts in store.captions().values():
-            for _, text in texts:
-                found[swap_sides(text) if image_sided else text] = None
-                if len(found) > 2000:
-                    break
-        panel.prompt.offer(list(found))
+        if self._captions[0] is not store:  # they never change while a study is open, and may be thousands
+            image_sided = any(case.laterality == "image" for case in store.cases()[:1])
+            texts = [text for of_case in store.captions().values() for _, text in of_case]
+            distinct = list(dict.fromkeys(texts))[:MOST_CAPTIONS]
+            self._captions = store, [swap_sides(text) if image_sided else text for text in distinct]
+        named = [text for structure in store.structures() for text in (structure.name, *structure.prompts)]
+        panel.prompt.offer(list(dict.fromkeys((*named, *self._captions[1]))))
 
     def _show_where_found(self, prompt: str, axis: int, warnings: list[str]) -> None:
         """Say plainly when nothing was found; go to the largest slice when this one is empty."""

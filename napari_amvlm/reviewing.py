@@ -71,7 +71,6 @@ class Reviewing:
         if self._showing_difference and self.panel is not None:
             self.panel.show_difference_open(False)
         self._showing_difference = False
-        self.refresh()
         if self._controller.open_case_id:
             self.show_history(self._controller.open_case_id)
 
@@ -151,8 +150,7 @@ class Reviewing:
             f"<b>{structure or 'No structure yet'}</b>: {count} listed. {graded}",
             bool(self._controller.prompting.model),
         )
-        for case_id, picture in self._thumbnails.items():
-            panel.show_thumbnail(case_id, *picture)
+        panel.show_thumbnails(self._thumbnails)
         self._draw_thumbnails([row.case_id for row in listed if row.case_id not in self._thumbnails])
 
     def _draw_thumbnails(self, wanted: list[str]) -> None:
@@ -165,7 +163,7 @@ class Reviewing:
             case_id, *picture = found
             self._thumbnails[case_id] = (int(picture[0]), int(picture[1]), bytes(picture[2]))
             if self.panel is not None and self._controller.store is store:
-                self.panel.show_thumbnail(case_id, *self._thumbnails[case_id])
+                self.panel.show_thumbnails({case_id: self._thumbnails[case_id]})
 
         worker.submit(
             Job(lambda: engine.thumbnails(store, wanted), owner=store, kind=THUMBNAILS, on_result=show, polite=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyqtgraph
@@ -206,12 +207,13 @@ class ReviewPanel(Panel):
         table.setCurrentCell(place, 0) if place >= 0 else table.clearSelection()
         table.blockSignals(False)
 
-    def show_thumbnail(self, case_id: str, width: int, height: int, rgb: bytes) -> None:
-        """A small picture beside a case's name; ``rgb`` is height × width × 3 bytes."""
-        picture = QPixmap.fromImage(QImage(rgb, width, height, 3 * width, QImage.Format.Format_RGB888).copy())
+    def show_thumbnails(self, pictures: Mapping[str, tuple[int, int, bytes]]) -> None:
+        """Small pictures beside names, by case: width, height and height × width × 3 bytes."""
         for row in range(self.queue.rowCount()):
-            if self.queue.case_at(row) == case_id:
-                self.queue.item(row, 0).setIcon(QIcon(picture))
+            if (found := pictures.get(self.queue.case_at(row))) is not None:
+                width, height, rgb = found
+                image = QImage(rgb, width, height, 3 * width, QImage.Format.Format_RGB888).copy()
+                self.queue.item(row, 0).setIcon(QIcon(QPixmap.fromImage(image)))
 
     def show_histogram(self, counts: list[int]) -> None:
         """Counts in equal bins from 0 to 1."""
