@@ -215,6 +215,10 @@ def review(walk: Walk) -> None:
     start = walk.actions
     walk.click(walk.review, "Assess all cases")
     walk.idle()
+    order = walk.review.order
+    order.setCurrentText("Worst first")
+    order.activated.emit(order.currentIndex())
+    walk.actions += 2
     walk.shoot("graded")
     walk.review.queue.setCurrentCell(0, 0)
     walk.key(Qt.Key.Key_Return, walk.review.queue)

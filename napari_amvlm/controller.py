@@ -240,21 +240,8 @@ class Controller(QObject):
         self.label.save_now()
         self.worker.cancel_owned_by(self.layers.opened)
 
-    def next_unjudged(self) -> str | None:
-        """The next case of the training or validation split without a judgement, after the open one."""
-        if self.store is None:
-            return None
-        states = self.store.states()
-        open_case = self.layers.opened.case if self.layers is not None else None
-        cases = [case for case in self.store.cases() if case.split != "test"]
-        start = next((i + 1 for i, c in enumerate(cases) if open_case and c.case_id == open_case.case_id), 0)
-        for case in cases[start:] + cases[:start]:
-            if states.get((case.case_id, self.structure), "unknown") in ("unknown", "draft"):
-                return case.case_id
-        return None
-
     def next_case(self) -> None:
-        case_id = self.next_unjudged()
+        case_id = self.reviewing.next_to_judge()
         if case_id is None:
             show_info("Every case is judged for this structure.")
         else:

@@ -110,6 +110,6 @@ class Judging:
         controller.notice(sentence)
         controller.training.labels_changed()
         controller.refresh_lists()
-        case_id = controller.next_unjudged() if advance else None
+        case_id = controller.reviewing.next_to_judge() if advance else None
         if case_id is not None:
             controller.open_case(case_id)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from amvlm.store import Case, Quality, Revision, queue
+from amvlm.store import DEFAULT_ORDER, Quality, Revision, queue, shuffled
 from amvlm.store.names import original_names
 from napari_amvlm.engine import Mask, dice
 from napari_amvlm.jobs import Job
@@ -14,6 +14,7 @@ from napari_amvlm.layers import PREDICTION, TEXT_MASK
 from napari_amvlm.panels.review import QueueRow
 
 if TYPE_CHECKING:
+    from amvlm.store import LabelStore
     from napari_amvlm.controller import Controller
     from napari_amvlm.panels.review import ReviewPanel
 
@@ -25,6 +26,7 @@ _FILTERED = {
     "To judge": ("unknown", "draft", "skipped"), "Accepted": ("accepted",), "Absent": ("absent",),
     "Skipped": ("skipped",), "Rejected": ("rejected",), "Work in progress": ("draft",),
 }  # fmt: skip
+_JUDGED, _WAITING = ("accepted", "absent"), ("unknown", "draft")
 KIND = "assess"
 THUMBNAILS = "thumbnails"
 BINS = 20
@@ -38,7 +40,7 @@ class Reviewing:
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
         self.panel: ReviewPanel | None = None
-        self._order, self._filter = "worst", "To judge"
+        self._order, self._filter = str(DEFAULT_ORDER), "To judge"
         self._thumbnails: dict[str, tuple[int, int, bytes]] = {}
         self._job: Job | None = None
         self._showing_difference = False
@@ -90,38 +92,49 @@ class Reviewing:
         if store is None:
             return []
         names, states, quality = original_names(store.store_id), store.states(), store.quality()
-        cases = [case for case in store.cases() if case.split != "test"]
-        kept = [case for case in cases if self._passes(case, structure, states, quality)]
-        place = self._places(quality, structure)
         rows = []
-        for case in sorted(kept, key=lambda c: (place.get(c.case_id, len(place)), names.get(c.case_id, c.case_id))):
-            found = quality.get((case.case_id, structure))
-            state = states.get((case.case_id, structure), "unknown")
-            judged = state in ("accepted", "absent")
+        for case_id in self.in_order(store, quality):
+            found = quality.get((case_id, structure))
+            state = states.get((case_id, structure), "unknown")
+            if not self._passes(found, state):
+                continue
+            judged = state in _JUDGED
             rows.append(
                 QueueRow(
-                    case.case_id, names.get(case.case_id, case.case_id), STATES[state],
+                    case_id, names.get(case_id, case_id), STATES[state],
                     None if found is None or judged else found.expected_dice,
                     "" if found is None or judged else "; ".join(found.flags),
                 )
             )  # fmt: skip
         return rows
 
-    def _places(self, quality: dict[tuple[str, str], Quality], structure: str) -> dict[str, int]:
-        """Each assessed case's place in the chosen order; the others come after them, by name."""
+    def in_order(self, store: LabelStore, quality: dict[tuple[str, str], Quality] | None = None) -> list[str]:
+        """All cases but those for testing, in the chosen order; what is not graded comes last, in random order."""
+        chance = shuffled(case.case_id for case in store.cases() if case.split != "test")
+        if self._order == "random":
+            return chance
         if self._order == "name":
-            return {}
+            names = original_names(store.store_id)
+            return sorted(chance, key=lambda case_id: (names.get(case_id, ""), case_id))
+        quality = store.quality() if quality is None else quality
         order = "worst" if self._order == "best" else self._order
-        listed = queue([q for (_, s), q in quality.items() if s == structure], order)
-        return {case_id: n for n, case_id in enumerate(listed[::-1] if self._order == "best" else listed)}
+        graded = queue([q for (_, name), q in quality.items() if name == self._controller.structure], order)
+        place = {case_id: n for n, case_id in enumerate(graded[::-1] if self._order == "best" else graded)}
+        return sorted(chance, key=lambda case_id: place.get(case_id, len(place)))
 
-    def _passes(
-        self, case: Case, structure: str, states: dict[Any, Any], quality: dict[tuple[str, str], Quality]
-    ) -> bool:
-        state = states.get((case.case_id, structure), "unknown")
+    def next_to_judge(self) -> str | None:
+        """The case to judge after the open one, in the chosen order; None when every case is judged."""
+        store, structure = self._controller.store, self._controller.structure
+        if store is None:
+            return None
+        listed, states, now = self.in_order(store), store.states(), self._controller.open_case_id
+        start = listed.index(now) + 1 if now in listed else 0
+        waiting = (c for c in listed[start:] + listed[:start] if states.get((c, structure), "unknown") in _WAITING)
+        return next(waiting, None)
+
+    def _passes(self, found: Quality | None, state: str) -> bool:
         if self._filter == "Flagged":
-            found = quality.get((case.case_id, structure))
-            return found is not None and bool(found.flags) and state not in ("accepted", "absent")
+            return found is not None and bool(found.flags) and state not in _JUDGED
         return self._filter == "All" or state in _FILTERED[self._filter]
 
     def refresh(self) -> None:

@@ -110,7 +110,7 @@ class Studies:
         controller.reviewing.study_changed()
         cases = store.cases()
         if cases:
-            controller.open_case(controller.next_unjudged() or cases[0].case_id)
+            controller.open_case(controller.reviewing.next_to_judge() or cases[0].case_id)
 
     def open_sample(self) -> None:
         """Open the sample study on this user's own copy, made at the first call."""

@@ -20,8 +20,8 @@ from qtpy.QtWidgets import (
 
 from napari_amvlm.panels.parts import Panel, ProgressRow, button, small, wrapped
 
-ORDERS = (("Worst first", "worst"), ("Best first", "best"), ("Most disagreement", "disagreement"),
-          ("Most different", "diverse"), ("By name", "name"))  # fmt: skip
+ORDERS = (("In random order", "random"), ("Worst first", "worst"), ("Best first", "best"),
+          ("Most disagreement", "disagreement"), ("Most different", "diverse"), ("By name", "name"))  # fmt: skip
 FILTERS = ("To judge", "All", "Flagged", "Accepted", "Absent", "Skipped", "Rejected", "Work in progress")
 THUMBNAIL = 44
 _KEYS = {Qt.Key.Key_A: "accept", Qt.Key.Key_N: "absent", Qt.Key.Key_K: "skip", Qt.Key.Key_R: "reject"}
@@ -106,7 +106,9 @@ class ReviewPanel(Panel):
         self.filter.setToolTip("Which cases to list")
         for text, order in ORDERS:
             self.order.addItem(text, order)
-        self.order.setToolTip("What to look at first")
+        self.order.setToolTip(
+            "Which case comes next. For teaching a model random order did as well as any; worst first shows mistakes."
+        )
         self.filter.activated.connect(lambda _: self.filter_chosen.emit(self.filter.currentText()))
         self.order.activated.connect(lambda _: self.order_chosen.emit(self.order.currentData()))
         row.addWidget(self.filter, 1)

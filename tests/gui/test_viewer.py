@@ -424,6 +424,7 @@ def test_the_queue_grades_sorts_and_filters(window: Any, study: Path) -> None:
     assert all(row.expected is None for row in reviewing.rows())
     panel.assess.click()
     window.idle()
+    panel.order_chosen.emit("worst")
     rows = reviewing.rows()
     expected = [row.expected for row in rows if row.expected is not None]
     assert len(expected) == len(rows) > 5
@@ -437,6 +438,24 @@ def test_the_queue_grades_sorts_and_filters(window: Any, study: Path) -> None:
     test_cases = {case.case_id for case in LabelStore(study).cases("test")}
     panel.filter_chosen.emit("All")
     assert test_cases.isdisjoint(row.case_id for row in reviewing.rows())
+
+
+def test_next_goes_on_in_the_order_that_is_chosen(window: Any, study: Path) -> None:
+    window.open(study)
+    controller, store = window.controller, LabelStore(study)
+    waiting = [row.case_id for row in controller.reviewing.rows()]
+    assert waiting != sorted(waiting)  # in random order, the same one whenever the study is opened
+    assert controller.open_case_id == waiting[0]
+    window.review.assess.click()
+    window.idle()
+    window.review.order_chosen.emit("worst")
+    worst = [row.case_id for row in controller.reviewing.rows()]
+    controller.open_case(worst[0])
+    window.idle()
+    controller.judging.mark_absent()
+    window.wait(lambda: controller.open_case_id == worst[1])
+    window.idle()
+    assert store.state(worst[0], STRUCTURE) == "absent"
 
 
 def test_the_queue_is_judged_by_keyboard(window: Any, study: Path, qtbot: Any) -> None:

@@ -269,8 +269,8 @@ def quality(
     model: Annotated[str, typer.Option(help="a model of the study, a folder, or “bundled” [the newest]")] = "",
     split: Annotated[Split, typer.Option(help="which cases")] = "train",
     order: Annotated[
-        Literal["worst", "disagreement", "diverse", "random"], typer.Option(help="which case to label first")
-    ] = "worst",
+        Literal["random", "worst", "disagreement", "diverse"], typer.Option(help="which case to label first")
+    ] = "random",
     seed: Annotated[int, typer.Option(help="of the random order")] = 0,
     limit: Annotated[int, typer.Option(min=0, help="how many rows to print, 0 for all")] = 20,
     output: Annotated[Path | None, typer.Option("--json", help="also write all of it as JSON")] = None,

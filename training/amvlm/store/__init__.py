@@ -1,15 +1,17 @@
 """The label store: the contract between viewer and trainer."""
 
-from amvlm.store.queue import queue
+from amvlm.store.queue import DEFAULT_ORDER, Order, queue, shuffled
 from amvlm.store.records import Case, Mark, Quality, Revision, Snapshot, Source, State, Structure
 from amvlm.store.store import LabelStore
 from amvlm.store.verify import Finding, verify
 
 __all__ = [
+    "DEFAULT_ORDER",
     "Case",
     "Finding",
     "LabelStore",
     "Mark",
+    "Order",
     "Quality",
     "Revision",
     "Snapshot",
@@ -17,5 +19,6 @@ __all__ = [
     "State",
     "Structure",
     "queue",
+    "shuffled",
     "verify",
 ]

@@ -9,10 +9,12 @@ import numpy as np
 
 from amvlm.store.records import Quality
 
-Order = Literal["worst", "disagreement", "diverse", "random"]
+Order = Literal["random", "worst", "disagreement", "diverse"]
+DEFAULT_ORDER: Order = "random"
+"""No other taught a model more by the same number of labels: docs/benchmarks.md, label efficiency."""
 
 
-def queue(found: Iterable[Quality], order: Order = "worst", seed: int = 0) -> list[str]:
+def queue(found: Iterable[Quality], order: Order = DEFAULT_ORDER, seed: int = 0) -> list[str]:
     """Case ids, the one to label next first; of several structures the one that comes first counts.
 
     ``worst`` expects the lowest Dice, ``disagreement`` has text mask and prediction farthest apart, ``diverse`` lies
@@ -21,10 +23,15 @@ def queue(found: Iterable[Quality], order: Order = "worst", seed: int = 0) -> li
     score: dict[str, float] = {}
     for q in found:
         score[q.case_id] = min(_score(q, order), score.get(q.case_id, np.inf))
-    waiting = sorted(score)
     if order == "random":
-        return [waiting[int(index)] for index in np.random.default_rng(seed).permutation(len(waiting))]
-    return sorted(waiting, key=lambda case_id: (score[case_id], case_id))
+        return shuffled(score, seed)
+    return sorted(score, key=lambda case_id: (score[case_id], case_id))
+
+
+def shuffled(case_ids: Iterable[str], seed: int = 0) -> list[str]:
+    """The same random order at every call."""
+    known = sorted(case_ids)
+    return [known[int(index)] for index in np.random.default_rng(seed).permutation(len(known))]
 
 
 def _score(q: Quality, order: Order) -> float:
