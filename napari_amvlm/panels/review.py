@@ -120,6 +120,8 @@ class ReviewPanel(Panel):
         self.queue.judged.connect(self.judged)
         self.queue.currentCellChanged.connect(lambda row, *_: self.case_selected.emit(self.queue.case_at(row)))
         self.column.addWidget(self.queue, 3)
+        for choice in (self.filter, self.order):  # what was asked for stands at the top
+            choice.activated.connect(lambda _: self.queue.scrollToTop())
         row = QHBoxLayout()
         row.addWidget(button("◀ Previous", "The case before, in this order", lambda: self.step_requested.emit(-1)))
         row.addWidget(button("Next ▶", "The next case, in this order", lambda: self.step_requested.emit(1)))
