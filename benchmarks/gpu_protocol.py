@@ -74,7 +74,7 @@ class Protocol:
         if results.exists() and any(json.loads(line)["name"] == name for line in results.open()):
             return
         store = LabelStore(self.work / f"qata-{percent}")
-        model = self.student(store, name, student, mode, percent)
+        model = self.student(store, name, student, mode)
         began = time.monotonic()
         found = evaluate(model, store, "test", limit=self.given.limit).summaries()
         line = {
@@ -93,23 +93,23 @@ class Protocol:
         dices = ", ".join(f"{kind} {figures['mean']:.4f}" for kind, figures in line["found"].items())
         print(f"{name}: measured in {time.monotonic() - began:.0f} s: {dices}", flush=True)
 
-    def student(self, store: LabelStore, name: str, student: str, mode: str, percent: int) -> AmvlmModel:
+    def student(self, store: LabelStore, name: str, student: str, mode: str) -> AmvlmModel:
         weights = self.given.encoder_weights if student == "lite0" else ""
         settings = TrainSettings(
             steps=self.given.steps, batch_size=self.given.batch_size, seed=self.seed, mode=mode,  # type: ignore[arg-type]
             validate_every=max(1, self.given.steps // 8), checkpoint_every=self.given.checkpoint_every,
             student=STUDENTS[student].model_copy(update={"encoder_weights": weights}),
         )  # fmt: skip
-        base = self.generator(store, percent)
-        return self.finished(store, name, lambda run, resume: train(store, base, settings, run, name, resume))
+        return self.finished(
+            store, name, lambda run, resume: train(store, self.generator(store), settings, run, name, resume)
+        )
 
-    def generator(self, store: LabelStore, percent: int) -> AmvlmModel:
+    def generator(self, store: LabelStore) -> AmvlmModel:
         name = f"gpu-taught-{self.seed}"
         settings = self.pretraining(steps=0, generator_steps=self.given.generator_steps, batch_size=16)
-        if (store.folder / "models" / name).is_dir():
-            return AmvlmModel.load(store.folder / "models" / name)
-        base = self.text_side()
-        return self.finished(store, name, lambda run, resume: pretrain(store, settings, run, name, resume, base))
+        return self.finished(
+            store, name, lambda run, resume: pretrain(store, settings, run, name, resume, self.text_side())
+        )
 
     def text_side(self) -> AmvlmModel:
         store, name = LabelStore(self.work / "qata-0"), f"gpu-text-{self.seed}"

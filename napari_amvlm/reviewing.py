@@ -115,7 +115,7 @@ class Reviewing:
             return chance
         if self._order == "name":
             names = original_names(store.store_id)
-            return sorted(chance, key=lambda case_id: (names.get(case_id, ""), case_id))
+            return sorted(chance, key=lambda case_id: (names.get(case_id, case_id), case_id))
         quality = store.quality() if quality is None else quality
         order = "worst" if self._order == "best" else self._order
         graded = queue([q for (_, name), q in quality.items() if name == self._controller.structure], order)
