@@ -5,6 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+_LONGEST_NAME = 80
+
+
+def printable(text: object) -> str:
+    """Text from outside as one line that every terminal and log can show.
+
+    Lone surrogates (file names that are not UTF-8) and control characters become U+FFFD.
+    """
+    return "".join(c if c.isprintable() else "\ufffd" for c in str(text))
+
+
+def _base_name(file: str | Path) -> str:
+    name = printable(Path(file).name)
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 20]}…{name[-19:]}"
+
 
 class UserError(Exception):
     """Something a person can mend: what happened, in which file, and what to do.
@@ -21,7 +36,7 @@ class UserError(Exception):
 
     def __init__(self, what: str, *, file: str | Path | None = None, remedy: str = "") -> None:
         self.what = what
-        self.file_name = Path(file).name if file is not None else ""
+        self.file_name = _base_name(file) if file is not None else ""
         self.remedy = remedy
         subject = f"{self.file_name}: " if self.file_name else ""
         super().__init__(f"{subject}{what.rstrip('.')}." + (f" {remedy}" if remedy else ""))

@@ -37,11 +37,19 @@ def nifti_bytes(volume: Volume) -> bytes:
     return encoded
 
 
-def write_bytes_atomically(path: Path, content: bytes) -> None:
-    """Write beside the target, fsync, rename, and fsync the folder (POSIX)."""
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+def write_bytes_atomically(path: Path, content: bytes, private: bool = True) -> None:
+    """Write beside the target, fsync, rename, and fsync the folder (POSIX).
+
+    Parameters
+    ----------
+    path : Path
+    content : bytes
+    private : bool
+        Readable by this user alone (mode 0600), as everything in a study is; otherwise as the umask says.
+    """
+    beside = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
-        with beside.open("wb") as stream:
+        with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666), "wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
@@ -53,12 +61,17 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
             file=path,
             remedy="Check free disk space and permissions, then try again; nothing was replaced.",
         ) from error
+    fsync_folder(path.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames inside a folder last through a loss of power (POSIX; nothing elsewhere)."""
     if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            os.fsync(descriptor)
         finally:
-            os.close(folder)
+            os.close(descriptor)
 
 
 def check_target(path: Path) -> None:
@@ -85,4 +98,4 @@ def write_volume(path: Path, volume: Volume) -> None:
             beside = Path(folder) / f"volume{path.suffix.lower()}"
             write_itk(beside, volume)
             content = beside.read_bytes()
-    write_bytes_atomically(path, content)
+    write_bytes_atomically(path, content, private=False)
