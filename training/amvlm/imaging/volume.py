@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from amvlm.errors import UserError
 
+SMALLEST_MM, LARGEST_MM = 1e-4, 1e3
+"""Voxels from a tenth of a micrometre to below a metre; all else is a mistake in units, or damage."""
+FARTHEST_MM = 1e6
 
 @dataclass(frozen=True, eq=False)
 class Volume:
@@ -37,7 +40,8 @@ class Volume:
     ValueError
         If shapes are wrong or the affine is not finite.
     UserError
-        If the affine is singular: such voxels have no size.
+        If the affine is singular, or states voxels or a place that no scanner has (below 0.1 µm, a metre or more,
+        a kilometre away).
     """
 
     array: NDArray[Any]
@@ -60,6 +64,12 @@ class Volume:
             raise UserError(
                 "the affine is singular, so the voxels have no volume",
                 remedy="Export the scan again from its source with correct spacing and orientation.",
+            )
+        if sizes.min() < SMALLEST_MM or sizes.max() >= LARGEST_MM or np.abs(affine[:3, 3]).max() > FARTHEST_MM:
+            stated = " × ".join(f"{size:.3g}" for size in sizes)
+            raise UserError(
+                f"the header states voxels of {stated} mm at {', '.join(f'{mm:.3g}' for mm in affine[:3, 3])} mm",
+                remedy="Such lengths are a mistake in units, or damage: export the scan again from its source.",
             )
         object.__setattr__(self, "affine", affine)
 
