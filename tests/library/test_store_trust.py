@@ -173,6 +173,11 @@ HOSTILE = {
     "prompts that are not JSON": "UPDATE structure SET prompts = '{'",
     "a mask outside": "INSERT INTO reference VALUES ('case-00001', 'liver', '../../x')",
     "a draft that does not fit": "INSERT INTO draft_slice VALUES ('case-00001', 'liver', 0, x'78')",
+    "a shape of 10^12 voxels": "UPDATE case_ SET shape = '[10000, 10000, 10000]'",
+    "no numbers left": "UPDATE sqlite_sequence SET seq = 9223372036854775807",
+    "a structure that is bytes": "UPDATE structure SET aliases = x'00'",
+    "quality that is a word": "INSERT INTO quality VALUES ('case-00001','liver','','x',1,1,1,1,1,1,'[]',1,'')",
+    "a caption of bytes": "INSERT INTO caption VALUES ('case-00001', NULL, 'volume', NULL, x'ff')",
     "flags that are not a list": "INSERT INTO quality VALUES ('case-00001','liver','',1,1,1,1,1,1,1,'7',1,'')",
 }
 

@@ -49,6 +49,7 @@ _ERRORS: dict[str, tuple[str, str]] = {
 }
 """SQLite's primary result code → what happened, and what to do about it."""
 _MOST_BYTES = 64 * 2**20
+_MOST_REVISIONS = 2**53
 
 
 def sentence_of(error: sqlite3.Error, file: Path) -> UserError:
@@ -92,6 +93,11 @@ class Index:
             )  # fmt: skip
         with self.read() as connection:
             check_tables(connection)
+            numbers = connection.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence").fetchone()
+        if not isinstance(numbers[0], int) or numbers[0] > _MOST_REVISIONS:
+            raise UserError(
+                "the index has no numbers left for labels", file=self.path, remedy=_ERRORS["SQLITE_ERROR"][1]
+            )
 
     @classmethod
     def create(cls, folder: Path) -> None:
