@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from amvlm.imaging.resample import IntensityScale, SliceGrid
 from amvlm.store import Case, LabelStore, Revision
+from amvlm.store.folders import make_private
 
 _VERSION = 1
 
@@ -35,7 +37,7 @@ class SliceBank:
         self._store = store
         self.size = size
         self._folder = store.folder / "cache" / f"v{_VERSION}-{size}"
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_private(self._folder)
         self._cases: dict[str, Case] = {}
         self._open = functools.lru_cache(maxsize=1024)(self._load)
 
@@ -106,7 +108,7 @@ class SliceBank:
     @staticmethod
     def _keep(path: Path, array: NDArray[Any]) -> None:
         beside = path.with_suffix(f".{uuid.uuid4().hex}.part")
-        with beside.open("wb") as stream:
+        with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
             np.save(stream, array)
         beside.replace(path)
 
