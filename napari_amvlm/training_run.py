@@ -12,7 +12,7 @@ from qtpy.QtCore import QObject, QTimer, Signal
 
 from amvlm.children import child_environment, neutral_folder, python_command
 from amvlm.errors import UserError, printable
-from amvlm.events import AnyEvent, EventReader, Failed, Finished
+from amvlm.events import AnyEvent, EventReader, Failed, Finished, Note
 from amvlm.store import LabelStore
 from amvlm.store.runs import RunFolder
 
@@ -97,7 +97,10 @@ class TrainingRun(QObject):
 
     def stop(self) -> None:
         """Ask the run to save a usable model and end."""
-        self.run.ask_to_stop()
+        try:
+            self.run.ask_to_stop()
+        except UserError as error:
+            self.event_arrived.emit(Note(level="warning", text=str(error)))
 
     def forget(self) -> None:
         """Stop following; the process goes on."""

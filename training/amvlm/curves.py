@@ -39,7 +39,7 @@ class Curves:
         """Append a picture, a tensor (channels, height, width) in [0, 1]."""
         from torch.utils.tensorboard.summary import image
 
-        self._append(image(name, picture), step)
+        self._append(image(name, picture, dataformats="CHW"), step)
 
     def _append(self, summary: Any, step: int) -> None:
         from tensorboard.compat.proto.event_pb2 import Event

@@ -15,7 +15,7 @@ from amvlm.errors import UserError
 from amvlm.events import AnyEvent, Failed, Finished, Note, Progress, Started, Validation
 from amvlm.store.runs import RunFolder, Stopped, process_rank
 
-STOPPING = "Stopping at the next step; a usable model is being saved … (once more ends at once, without a model)"
+STOPPING = "Stopping: what was learned so far is saved as a usable model … (Ctrl-C again ends at once, without a model)"
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGBREAK")
 """Ctrl-C, what Slurm and ``kill`` send, and Ctrl-Break."""
 
@@ -46,7 +46,7 @@ def follow(events: Iterator[AnyEvent], run: RunFolder) -> None:
         _keep_failure(run, str(error))
         raise
     except KeyboardInterrupt:
-        ended = Stopped("ended at once, without a model", remedy="With --resume it goes on from its last checkpoint.")
+        ended = Stopped("ended at once, without a model", remedy="If it has a checkpoint, --resume goes on from there.")
         _keep_failure(run, str(ended))
         raise ended from None
 

@@ -72,10 +72,12 @@ class FileLock:
         descriptor, self._descriptor = self._descriptor, None
         if os.name == "nt":  # an open file cannot be removed there
             os.close(descriptor)
-        with suppress(OSError):  # the folder is gone, or another process has opened the file
-            self.path.unlink()
-        if os.name != "nt":
-            os.close(descriptor)
+        try:
+            with suppress(OSError):  # the folder is gone, or another process has opened the file
+                self.path.unlink()
+        finally:
+            if os.name != "nt":
+                os.close(descriptor)
 
     def holder(self) -> int | None:
         """The process that holds the lock now: its id, 0 where the file does not say, None where nobody does."""
