@@ -100,7 +100,10 @@ class TrainingController(QObject):
     def resume(self) -> None:
         """Go on with the newest run that did not finish."""
         if self._store is not None and self.current is None and (name := TrainingRun.resumable(self._store)):
-            self._follow(TrainingRun.start(self._store, [], resume=name, parent=self))
+            try:
+                self._follow(TrainingRun.start(self._store, [], resume=name, parent=self))
+            except UserError as error:
+                self._controller.warn(f"Training could not be resumed: {error}")
 
     def stop(self) -> None:
         if self.current is not None:
