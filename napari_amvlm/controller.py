@@ -166,6 +166,7 @@ class Controller(QObject):
         self.training.attach(panel)
 
     def notice(self, text: str, warning: bool = False) -> None:
+        self._failure = ""
         if self.panel is not None:
             self.panel.show_notice(text, warning)
 
@@ -179,15 +180,15 @@ class Controller(QObject):
         self._offered()
 
     def fail(self, text: str, once: bool = False) -> None:
-        """Say what went wrong; ``once`` for what runs by itself, which would say the same again and again."""
-        repeated, self._failure = text == self._failure, text
-        if once and repeated:
+        """Say what went wrong; what runs by itself says the same thing ``once``, until something else was said."""
+        if once and text == self._failure:
             return
         self.judging.failed()
         if self.panel is not None:
             self.panel.show_idle()
             self.panel.enable_judging(True)
         self.notice(text, warning=True)
+        self._failure = text
         show_error(wording.unmarked(text))
 
     def guard(self, call: Callable[[], Any], once: bool = False) -> Any:

@@ -99,8 +99,9 @@ class Engine:
         for name, folder in available_models(store).items():
             try:
                 card = read_card(folder)
-            except UserError as error:
-                refused.append(f"The model {printable(name)} was left out: {error}")
+            except (UserError, ValueError, OSError, RecursionError) as error:  # one card must not hide the others
+                reason = str(error) if isinstance(error, UserError) else "its card cannot be read."
+                refused.append(f"The model {printable(name)} was left out: {reason}")
                 continue
             entries.append(ModelEntry(name, folder, card.kind, tuple(s.name for s in card.structures)))
         yield entries, refused
@@ -201,8 +202,12 @@ class Engine:
     def save_draft(self, store: LabelStore, case: Case, structure: str, label: Mask, volume: Volume) -> Iterator[bool]:
         """Autosave the slices that hold something or held something before."""
         stored = to_original(label, volume)
-        held = store.load_draft(case.case_id, structure)
-        touched = {int(k) for k in np.flatnonzero(stored.any(axis=(0, 1)))} | set(held)
+        try:
+            held = set(store.load_draft(case.case_id, structure))
+        except UserError:  # it cannot be read, and the whole label is here
+            store.discard_draft(case.case_id, structure)
+            held = set()
+        touched = {int(k) for k in np.flatnonzero(stored.any(axis=(0, 1)))} | held
         store.save_draft(case.case_id, structure, {k: stored[:, :, k] for k in sorted(touched)})
         yield True
 

@@ -97,7 +97,8 @@ class Prompting:
     def _run_aside(self, prompt: str, layers: CaseLayers, model: ModelEntry) -> None:
         """A prompt of several: its merged mask becomes an outline, and a draft of its own structure in a study."""
         controller, opened = self._controller, layers.opened
-        name = controller.structures.of_line(prompt)
+        if not (name := controller.structures.of_line(prompt)):
+            return
         visible = tuple(self.visible_slice(axis) for axis in range(3))
         kept = np.zeros(opened.ras.shape[:3], np.uint8, order="F")
 

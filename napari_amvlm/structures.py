@@ -66,15 +66,14 @@ class Structures:
         return chosen if chosen in named else max(named, key=len, default="")
 
     def of_line(self, prompt: str) -> str:
-        """The structure of one line of several; in a study a new one is made on the spot, called by the prompt."""
+        """The structure of one line of several, made on the spot in a study and called by the prompt; "" if refused."""
         store = self._controller.store
         if store is None:
             return prompt
         if named := self.named_in(prompt):
             return named
         name = " ".join(prompt.split())[:60]
-        self._make(name, prompt)
-        return name
+        return name if self._make(name, prompt) else ""
 
     def add(self, name: str) -> None:
         """Add a structure to the study and judge it; strokes that have none become its own."""

@@ -102,6 +102,7 @@ class TrainingController(QObject):
             return
         flags = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
         try:
+            self._store.cases("train")  # a study that was moved away must not get a new folder in its old place
             self._follow(TrainingRun.start(self._store, [*flags, *extra], parent=self))
         except (OSError, UserError) as error:
             self._controller.fail(f"Training could not be started. {sentence(error)}")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from amvlm.errors import UserError, printable
 
-LONGEST = 4000
+LONGEST = 1500
 _SHOW_LOGS = "The details are under Help ▸ Show logs."
 _LOG = logging.getLogger("napari_amvlm")
 _DISK = {

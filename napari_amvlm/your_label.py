@@ -256,6 +256,9 @@ class YourLabel(QObject):
 
     def autosave(self) -> None:
         """Keep work in progress as a draft, in the worker."""
+        self._controller.guard(self._autosave, once=True)
+
+    def _autosave(self) -> None:
         strokes, controller = self._strokes(), self._controller
         self.unsaved.save_again()
         if strokes is None:

@@ -47,7 +47,7 @@ def make_plain(widget: QWidget) -> None:
 
 def cell(text: str) -> QTableWidgetItem:
     """A cell of a table, whose tooltip shows what is cut off."""
-    item = QTableWidgetItem(printable(text))
+    item = QTableWidgetItem(printable(text[:300]))
     item.setToolTip(unmarked(text))
     return item
 
