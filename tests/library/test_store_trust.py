@@ -393,3 +393,31 @@ def test_names_of_doubtful_sides_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="whose left"):
         import_study(source, tmp_path / "study")
     assert not (tmp_path / "study").exists()
+
+
+def test_slices_that_a_stranger_planted_are_not_used(store: LabelStore) -> None:
+    from amvlm.learning.slices import SliceBank
+
+    case = store.cases()[0]
+    planted = store.folder / "cache" / "v1-16"
+    planted.mkdir(parents=True)
+    np.save(planted / f"{case.image_sha256}.npy", np.full((7, 1, 16, 16), 9, np.float16))
+    bank = SliceBank(store, 16)
+    assert list(bank.prepare([case])) == [1]
+    assert float(bank.planes(case.case_id).max()) < 9
+    (path,) = (p for p in store.folder.rglob("*.npy") if planted not in p.parents)
+    path.write_bytes(path.read_bytes()[:300])  # cut by a loss of power
+    assert list(SliceBank(store, 16).prepare([case])) == [1]
+    assert len(np.load(path)) == 7
+
+
+def test_a_cache_that_is_a_link_out_of_the_study_is_refused(
+    store: LabelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "victim").mkdir()
+    (store.folder / "cache").symlink_to(tmp_path / "victim")
+    with pytest.raises(UserError, match="outside its folder"):
+        store.cache_folder("v1-16")
+    assert not list((tmp_path / "victim").iterdir())
+    monkeypatch.setenv("AMVLM_CACHE", str(tmp_path / "scratch"))
+    assert store.cache_folder("v1-16").parent == tmp_path / "scratch"

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from amvlm.errors import UserError, printable
+from amvlm.paths import check_sha256
 from amvlm.store.files import ImageFolder, check_image_file
 from amvlm.store.records import Case, NewCase, Structure
 
@@ -64,7 +65,7 @@ def _case(row: sqlite3.Row) -> Case:
     return Case(
         case_id=check_case_id(row["case_id"]), group=text_of(row, "patient"), split=row["split"],
         modality=text_of(row, "modality"), source_laterality=row["source_laterality"],
-        image_sha256=text_of(row, "image_sha256"), image_file=check_image_file(row["image_file"]),
+        image_sha256=check_sha256(row["image_sha256"]), image_file=check_image_file(row["image_file"]),
         shape=(shape[0], shape[1], shape[2]), affine=affine,
         sides_known=bool(row["sides_known"]), planar=bool(row["planar"]),
     )  # fmt: skip
