@@ -29,7 +29,7 @@ def read_bytes(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
             content = b"" if too_long else stream.read(limit + 1)
     except OSError as error:
         raise UserError(
-            f"the file cannot be read ({error.strerror})", file=path, remedy="Check the disk and the file's permissions."
+            f"the file cannot be read ({error.strerror})", file=path, remedy="Check the disk and its permissions."
         ) from error
     if too_long or len(content) > limit:
         raise UserError(
@@ -61,22 +61,22 @@ def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:
     except RecursionError as error:
         raise UserError("its brackets are nested too deeply", file=path, remedy="Check what wrote the file.") from error
     except ValueError as error:
-        why = str(error) if isinstance(error, _Refused) else "this is not valid JSON"
+        why = str(error) if isinstance(error, _RefusedError) else "this is not valid JSON"
         raise UserError(why, file=path, remedy="Check what wrote the file.") from error
     return content
 
 
-class _Refused(ValueError):
+class _RefusedError(ValueError):
     """A reason that a person can read."""
 
 
 def _no_number(word: str) -> float:
-    raise _Refused(f"it holds {word}, which is no number")
+    raise _RefusedError(f"it holds {word}, which is no number")
 
 
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
-        raise _Refused(f"the key {twice[:80]!r} occurs twice")
+        raise _RefusedError(f"the key {twice[:80]!r} occurs twice")
     return found

@@ -162,7 +162,8 @@ def _series_in(folder: Path, members: Sequence[Path], accounts: Accounts) -> lis
         paths = list(dict.fromkeys(frame.path for frame in series.frames))
         without_image -= set(paths)
         if series.modality in ("SEG", "RTDOSE"):
-            accounts.settle("refused", paths, f"{accounts.place(paths[0])}: this DICOM object is no scan ({series.modality}).")
+            where = accounts.place(paths[0])
+            accounts.settle("refused", paths, f"{where}: this DICOM object is no scan ({series.modality}).")
         else:
             kept.append(series)
     for path in sorted(without_image):

@@ -69,7 +69,8 @@ def _values_of(array: NDArray[Any], item: Item) -> set[int]:
     """The different values above 0."""
     if array.dtype.kind == "f":
         if not np.isfinite(array).all():
-            raise UserError("the mask holds values that are no numbers", file=item.mask, remedy="Save it again as integers.")
+            raise UserError("the mask holds values that are no numbers", file=item.mask,
+                            remedy="Save it again as whole numbers.")  # fmt: skip
         if (array != np.rint(array)).any():
             raise UserError("the mask holds values between the whole numbers", file=item.mask,
                             remedy="Is it a map of probabilities? Save it as 0 and 1.")  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ _IMAGE_SIDES = ("img/labelcol", "images/ground-truths")
 _PATIENT = re.compile(r"(sub-[a-z0-9]+|(?:case|patient|pat|subject|volume|vol)[_-]?\d+)(?=[_.-])", re.IGNORECASE)
 _MASK_WORDS = "seg|segs|segmentation|label|labels|labelmap|mask|masks|gt|groundtruth|ground_truth|annotation"
 _MASK_NAME = re.compile(rf"(?:(?P<before>.+)[_.\- ])?(?:{_MASK_WORDS})|(?:{_MASK_WORDS})[_.\- ](?P<after>.+)")
+_OF_NO_SCAN = "its name says that it is a mask, but no scan here has the rest of its name; is it a scan? Then rename it"
 _SCAN_ENDS = ("", "_image", "-image", "_img", "-img", "_scan", "_volume", "_0000")
 
 
@@ -81,36 +82,38 @@ def scans_and_masks(files: Iterable[Placed], accounts: Accounts) -> list[tuple[P
 
 
 def _pairs(members: Sequence[Placed], accounts: Accounts) -> list[tuple[Placed, Path | None]]:
+    """The scans of one home, and the masks that go with them."""
     foldered: dict[str, list[Path]] = {}
     for file in members:
         if file.is_mask:
             foldered.setdefault(stem(file.path), []).append(file.path)
-    scans, named = [], []
-    for file in members:
-        if not file.is_mask:
-            own = stem(file.path) in foldered or f"mask_{stem(file.path)}" in foldered
-            (named if not own and _MASK_NAME.fullmatch(stem(file.path)) else scans).append(file)
+    named = {file for file in members if not file.is_mask and _is_named_mask(file, foldered)}
+    scans = [file for file in members if not file.is_mask and file not in named]
     by_stem: dict[str, list[Placed]] = {}
     for scan in scans:
         by_stem.setdefault(stem(scan.path), []).append(scan)
-    masks: dict[Path, list[Path]] = {
-        scan.path: foldered.pop(f"mask_{name}", None) or foldered.pop(name, [])
-        for name, alike in by_stem.items() for scan in alike[:1]
-    }  # fmt: skip
-    for file in named:
-        if (scan := _scan_of(file, by_stem, scans)) is None:
-            accounts.leave_out(
-                file.path, "its name says that it is a mask, but of no scan here; is it a scan? Then rename it", "refused"
-            )
+    masks = {
+        alike[0].path: foldered.pop(f"mask_{name}", []) + foldered.pop(name, []) for name, alike in by_stem.items()
+    }
+    for paths in foldered.values():
+        for path in paths:
+            accounts.leave_out(path, "its folder says that it is a mask, but there is no scan of this name")
+    for file in (file for file in members if file in named):
+        of = _scan_of(file, by_stem, scans)
+        if of is None:
+            accounts.leave_out(file.path, _OF_NO_SCAN, "refused")
         else:
-            masks.setdefault(scan.path, []).append(file.path)
-    for path in (path for paths in foldered.values() for path in paths):
-        accounts.leave_out(path, "its folder says that it is a mask, but there is no scan of this name")
-    for paths in masks.values():
-        if len(paths) > 1:
-            for path in paths:
-                accounts.leave_out(path, "one scan has two masks; keep one, or name the values of one mask", "refused")
-    return [(scan, next(iter(found), None) if len(found := masks.get(scan.path, [])) == 1 else None) for scan in scans]
+            masks.setdefault(of.path, []).append(file.path)
+    for path in (path for paths in masks.values() if len(paths) > 1 for path in paths):
+        accounts.leave_out(path, "one scan has several masks; keep one, and name its values", "refused")
+    only = {scan: paths[0] for scan, paths in masks.items() if len(paths) == 1}
+    return [(scan, only.get(scan.path)) for scan in scans]
+
+
+def _is_named_mask(file: Placed, foldered: Mapping[str, list[Path]]) -> bool:
+    """Whether a file's own name says that it is a mask; one that has a mask in a folder for masks is a scan."""
+    name = stem(file.path)
+    return bool(_MASK_NAME.fullmatch(name)) and name not in foldered and f"mask_{name}" not in foldered
 
 
 def _scan_of(file: Placed, by_stem: dict[str, list[Placed]], scans: Sequence[Placed]) -> Placed | None:
