@@ -65,8 +65,8 @@ def import_(
             accept_fraction=accept_fraction, seed=seed,
             progress=lambda done, total: status.update(f"Importing {done} of {total} …"),
         )  # fmt: skip
-    for sentence in report.refused:
-        console.print(f"[yellow]refused[/] {sentence}", soft_wrap=True)
+    for line in report.lines():
+        typer.echo(line)
     typer.echo(report.sentence())
 
 

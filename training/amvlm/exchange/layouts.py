@@ -117,6 +117,10 @@ def read_layout(source: Path, structure: str, labels: str = "") -> Layout:
     if not check_encodable(check_regular(source)).is_dir():
         return _one_file(source, accounts)
     files = list_files(source, accounts)
+    for description in (source / "dataset.json", source / "labels.json"):
+        if description in accounts.refused_in(source):
+            raise UserError("what the masks mean cannot be read: it is a link out of the folder, or no plain file",
+                            file=description, remedy="Copy it into the folder.")  # fmt: skip
     if source / "dataset.json" in files:
         return _msd(source, files, accounts)
     series = _dicom_items(source, files, accounts)
@@ -192,7 +196,7 @@ def _msd(source: Path, files: Sequence[Path], accounts: Accounts) -> Layout:
         else:
             taken |= {item.image, *filter(None, [item.mask])}
             items.append(item)
-    for file in usable - taken:
+    for file in sorted(usable - taken):
         accounts.leave_out(file, "dataset.json does not name it for training")
     structures = {name: description.full_name(name) for name in description.names.values()}
     return Layout(

@@ -64,7 +64,7 @@ def _csv_rows(table: Path) -> list[list[object]]:
     delimiter = ";" if ";" in text.partition("\n")[0] else ","
     rows: list[list[object]] = []
     try:
-        for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter):
+        for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True):
             rows.append(list(row))
             if len(row) > MAX_COLUMNS or len(rows) > MAX_ROWS:
                 break
