@@ -28,7 +28,8 @@ from amvlm.store import LabelStore
 from amvlm.store.records import Snapshot
 
 NAMES = (
-    "L5/S disc", "liver", "Liver", "LIVER", "../../up", "a\\b", "con", "脾臓", "tumour " * 11 + "x", "L5-S disc", "L5 S disc",
+    "L5/S disc", "liver", "Liver", "LIVER", "../../up", "a\\b", "con", "脾臓", "tumour " * 11 + "x", "L5-S disc",
+    "L5 S disc",
 )  # fmt: skip
 
 

@@ -168,7 +168,7 @@ def test_a_description_that_is_a_link_or_a_pipe_stops_the_import(tmp_path: Path,
 
 
 @posix
-def test_pipes_sockets_devices_and_links_are_named_and_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_plain_file_is_named_and_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     secret = scan(tmp_path / "secret.nii.gz", array=np.full((6, 5, 4), SECRET, np.uint8))
     folder = scan(tmp_path / "in" / "ok.nii.gz").parent
     os.mkfifo(folder / "pipe.nii.gz")
@@ -246,7 +246,7 @@ def lvit(folder: Path) -> None:
 
 def broken(folder: Path) -> None:
     scan(folder / "ok.nii.gz")
-    for name, content in (("cut.nii.gz", b"\x1f\x8b"), ("empty.png", b""), ("words.mha", b"hello"), ("x.nrrd", b"NRRD\n")):
+    for name, content in {"cut.nii.gz": b"\x1f\x8b", "empty.png": b"", "words.mha": b"x", "x.nrrd": b"NRRD\n"}.items():
         (folder / name).write_bytes(content)
     slices(folder / "ct")
     (folder / "ct" / "1.dcm").write_bytes((folder / "ct" / "1.dcm").read_bytes()[:200])
