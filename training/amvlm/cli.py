@@ -67,8 +67,8 @@ def import_(
             accept_fraction=accept_fraction, seed=seed,
             progress=lambda done, total: update(f"Importing {done} of {total} …"),
         )  # fmt: skip
-    for sentence in report.refused:
-        console.say(sentence, "refused")
+    for line in report.lines():
+        console.say(line)
     console.result(report.sentence())
 
 
