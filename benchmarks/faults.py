@@ -48,16 +48,19 @@ class Row:
         return not self.failures
 
 
-def attempt(trial: Trial, templates: Templates, baseline_mb: float, row: Row) -> None:
+def attempt(trial: Trial, templates: Templates, row: Row) -> None:
     """Run one trial in a folder of its own and add to the row what came of it."""
     name, act = trial
     with tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True) as folder:
-        place = Place(Path(folder), templates, baseline_mb)
+        place = Place(Path(folder), templates)
         try:
             act(place)
             place.conclude()
         except Exception as error:  # noqa: BLE001 - a trial that breaks is a failure to look into, not the end
             place.fault("answer", f"the trial itself broke: {type(error).__name__}: {error}")
+        finally:
+            for act_afterwards in place.afterwards:
+                act_afterwards()
     row.tried += 1
     kinds = {kind for kind, _ in place.faults}
     for kind in KINDS:
@@ -76,7 +79,7 @@ def show(row: Row, number: int) -> None:
 
 
 def run(classes: list[FaultClass], short: bool, member: str, seed_folder: Path) -> list[Row]:
-    baseline = forks.warm_up()
+    forks.warm_up()
     templates = Templates(seed_folder / "templates")
     print(f"{'':>3} {'§':>2}  {'class':<62} tried  sentence, outside, unchanged, verify, limits   peak MB  slowest s")
     rows = []
@@ -84,7 +87,7 @@ def run(classes: list[FaultClass], short: bool, member: str, seed_folder: Path) 
         row = Row(chosen.section, chosen.title)
         for trial in islice(chosen.members(), chosen.short if short else None):
             if member in trial[0]:
-                attempt(trial, templates, baseline, row)
+                attempt(trial, templates, row)
         if row.tried:
             show(row, number)
             rows.append(row)

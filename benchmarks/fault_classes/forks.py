@@ -20,7 +20,10 @@ ADDRESS_SPACE = 8 * 2**30
 
 @dataclass(frozen=True)
 class Answer:
-    """How a command ended: its exit code (negative: the signal), all that it printed, what it took."""
+    """How a command ended: its exit code (negative: the signal), all that it printed, what it took.
+
+    ``peak_mb`` is its peak resident memory above that of the warm process that it was forked from.
+    """
 
     code: int
     out: str
@@ -34,8 +37,8 @@ class Answer:
         return self.out + self.err
 
 
-def warm_up() -> float:
-    """Load what commands load; returns the peak resident memory of a child that does nothing, MB."""
+def warm_up() -> None:
+    """Load what commands load."""
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", COLUMNS="2000", NO_COLOR="1", TERM="dumb")
     import nibabel
     import openpyxl
@@ -52,7 +55,6 @@ def warm_up() -> float:
 
     torch.set_num_threads(1)
     assert all((nibabel, openpyxl, pydicom, SimpleITK, amvlm.cli))
-    return _wait(_fork(lambda: 0), time.monotonic(), 60)[1]
 
 
 def in_fork(
@@ -65,7 +67,7 @@ def in_fork(
     address_space: int = ADDRESS_SPACE,
     prepare: Callable[[], None] | None = None,
     during: Callable[[int], None] | None = None,
-    baseline_mb: float = 0,
+    instead: Callable[[], object] | None = None,
 ) -> Answer:
     """Run ``amvlm ARGUMENTS`` as its entry point does, in a forked child.
 
@@ -77,8 +79,10 @@ def in_fork(
         Runs in the child before the command.
     during : callable (process id), optional
         Runs in this process while the command does.
+    instead : callable, optional
+        Runs in the child in place of a command.
     """
-    started = time.monotonic()
+    started, own_mb = time.monotonic(), _status("RssAnon") / 2**20
 
     def act() -> int:
         for number, path in ((1, output.with_suffix(".out")), (2, output.with_suffix(".err"))):
@@ -87,28 +91,33 @@ def in_fork(
         os.setsid()
         os.chdir(cwd)
         os.environ.update(environment)
-        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (mapped + address_space, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + address_space, resource.RLIM_INFINITY))
         if prepare is not None:
             prepare()
-        return _as_entry_point(arguments)
+        return _as_entry_point(arguments, instead)
 
     process = _fork(act)
     if during is not None:
         during(process)
     code, peak, hung = _wait(process, started, seconds)
     out, err = (output.with_suffix(end).read_text("utf-8", "replace") for end in (".out", ".err"))
-    return Answer(code, out, err, time.monotonic() - started, max(0.0, peak - baseline_mb), hung)
+    return Answer(code, out, err, time.monotonic() - started, max(0.0, peak - own_mb), hung)
 
 
-def _as_entry_point(arguments: Sequence[str]) -> int:
+def _status(field: str) -> int:
+    """A size of this process as the kernel states it, bytes; a child begins with the anonymous pages."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{field}:")))
+
+
+def _as_entry_point(arguments: Sequence[str], instead: Callable[[], object] | None) -> int:
     """What the console script does, with what Python itself would print and return."""
     import amvlm.cli
 
     sys.argv = ["amvlm", *arguments]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        amvlm.cli.main()
+        (instead or amvlm.cli.main)()
     except SystemExit as end:
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)

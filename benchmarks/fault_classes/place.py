@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import stat
+import subprocess
 import sys
 import zlib
 from collections.abc import Callable
@@ -21,7 +22,7 @@ SECRET = b"TOP-SECRET-9f3a71c2 of another folder. "
 PERSON = "Mueller^Hans"
 """Part of the path of every trial: no command may print, keep or write it."""
 _LEAKS = re.compile(r"Traceback \(most recent|Errno|<class '|NoneType|object at 0x|site-packages|File \"")
-_NAMES_FILE = re.compile(r"data/napari-amvlm/names-[0-9a-f]{32}\.json(\.lock)?")
+_NAMES_FILE = re.compile(r"data/napari-amvlm/names-[0-9a-f]{32}\.jsonl?")
 
 
 def tree(folder: Path, without: tuple[Path, ...] = ()) -> dict[str, str]:
@@ -38,6 +39,8 @@ def tree(folder: Path, without: tuple[Path, ...] = ()) -> dict[str, str]:
             mode = path.lstat().st_mode
             if stat.S_ISLNK(mode):
                 content = "link " + os.readlink(path)
+            elif stat.S_ISREG(mode) and path.lstat().st_size > 2**26:
+                content = f"{path.lstat().st_size} {path.lstat().st_mtime_ns}"  # sparse and huge: time enough lost
             elif stat.S_ISREG(mode):
                 content = hashlib.sha256(path.read_bytes()).hexdigest()
             else:
@@ -76,9 +79,13 @@ class Place:
         Beside it: files that nothing may read or change. ``secret.raw`` and ``secret.nii.gz`` hold :data:`SECRET`.
     faults : list of (kind, text)
         Kinds: ``answer``, ``outside``, ``changed``, ``verify``, ``cost``.
+    study_is_damaged : bool
+        The trial damaged the study itself, so ``verify`` is not asked in the end.
+    leftovers_are_fair : bool
+        The command was killed or the disk was full: ``verify`` may name leftovers, and ``--clean`` removes them.
     """
 
-    def __init__(self, folder: Path, template: Callable[[str], Path], baseline_mb: float) -> None:
+    def __init__(self, folder: Path, template: Callable[[str], Path]) -> None:
         self.folder = folder / PERSON
         self.work, self.outside, self.home = (self.folder / name for name in ("work", "outside", "home"))
         for path in (self.work, self.outside / "keep", self.home / "data", self.folder / "tmp"):
@@ -90,9 +97,11 @@ class Place:
         (self.outside / "secret.nii.gz").write_bytes(gzip.compress(nifti_of_secret(SECRET), mtime=0))
         self.faults: list[tuple[str, str]] = []
         self.answers: list[Answer] = []
-        self.study_is_damaged = False
+        self.study_is_damaged = self.leftovers_are_fair = False
+        self.exit_codes = (0, 1, 2)
+        self.afterwards: list[Callable[[], object]] = []
         self.memory_mb, self.seconds = 1500.0, 60.0
-        self._template, self._baseline = template, baseline_mb
+        self.template, self._started = template, 0
         self._allowed: list[Path] = [self.home, self.folder / "tmp", self.work / "study" / "cache"]
         self._before: dict[str, str] | None = None
 
@@ -101,7 +110,7 @@ class Place:
     def study(self, kind: str = "plain", name: str = "study") -> Path:
         """A copy of a study made once: ``plain`` (six cases), ``trained`` (with a model and a run), ``sample``."""
         path = self.work / name
-        shutil.copytree(self._template(kind), path, symlinks=True)
+        shutil.copytree(self.template(kind), path, symlinks=True)
         return path
 
     def allow(self, *paths: Path) -> None:
@@ -119,8 +128,9 @@ class Place:
         """Run a command; whatever it does, it may not crash, hang, tell a path or speak Python."""
         if self._before is None:
             self._before = tree(self.folder, tuple(self._allowed))
+        self._started += 1
         answer = forks.in_fork(
-            [str(argument) for argument in arguments], self.folder / "tmp" / "output", baseline_mb=self._baseline,
+            [str(argument) for argument in arguments], self.folder / "tmp" / f"output{self._started}",
             cwd=more.pop("cwd", self.work), environment={**self.environment(), **more.pop("environment", {})},
             seconds=more.pop("seconds", self.seconds), **more,
         )  # fmt: skip
@@ -153,7 +163,7 @@ class Place:
             self.fault("answer", f"{what} died of signal {-answer.code}")
         elif leak := _LEAKS.search(answer.text):
             self.fault("answer", f"{what} speaks Python ({leak.group()!r}): {last}")
-        elif answer.code not in (0, 1, 2):
+        elif answer.code not in self.exit_codes:
             self.fault("answer", f"{what} ended with exit code {answer.code}: {last}")
         elif answer.code and not _is_sentence(answer):
             self.fault("answer", f"{what} ended with exit code {answer.code} and no sentence: {last}")
@@ -206,7 +216,7 @@ class Place:
             if name != "napari-amvlm" and not _NAMES_FILE.fullmatch(f"data/{name}"):
                 self.fault("outside", f"the user's data folder holds {name}")
         for name in tree(self.folder / "tmp"):
-            if not name.startswith("output."):
+            if not name.startswith("output"):
                 self.fault("outside", f"a temporary file stays: {name}")
         for folder in {self.work, *self._allowed} - {self.home, self.folder / "tmp"}:
             for path in folder.rglob("*") if folder.is_dir() and not folder.is_symlink() else [folder]:
@@ -214,9 +224,38 @@ class Place:
                     self.fault("outside", f"{path.name} holds what another folder held")
         for name in ("study", "new"):
             if (self.work / name / "store.sqlite").is_file() and not self.study_is_damaged:
-                answer = self.run("verify", self.work / name)
-                if answer.code or not re.search(r"\b0 damaged", answer.out) or "leftover" in answer.out:
-                    self.fault("verify", f"verify of {name}: {answer.text.strip()[-160:]}")
+                self._verify(self.work / name)
+
+    def _verify(self, study: Path) -> None:
+        answer = self.run("verify", study)
+        if self.leftovers_are_fair and "leftover" in answer.out and not answer.code:
+            self.run("verify", study, "--clean")
+            answer = self.run("verify", study)
+        if answer.code or not re.search(r"\b0 damaged", answer.out) or "leftover" in answer.out:
+            self.fault("verify", f"verify of {study.name}: {answer.text.strip()[-160:]}")
+
+    # -- less usual surroundings ----------------------------------------------------------------------
+
+    def small_disk(self, path: Path, kilobytes: int) -> Path:
+        """A disk of this size at ``path``; the kernel must let us mount one."""
+        path.mkdir(parents=True, exist_ok=True)
+        size = f"size={kilobytes}k"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", size, "none", str(path)], check=True, capture_output=True)
+        self.afterwards.append(lambda: subprocess.run(["umount", "-l", str(path)], check=False, capture_output=True))
+        return path
+
+    def open_to_all(self) -> None:
+        """Let the user nobody reach and change everything here, so that permissions mean something to root's tests."""
+        for path in (self.folder.parent, self.folder, *self.folder.rglob("*")):
+            if not path.is_symlink():
+                path.chmod(0o777 if path.is_dir() else 0o666)
+
+    @staticmethod
+    def as_nobody() -> None:
+        """``prepare`` of a command that runs as another user."""
+        if os.getuid() == 0:
+            os.setgid(65534)
+            os.setuid(65534)
 
 
 def _is_sentence(answer: Answer) -> bool:
