@@ -21,7 +21,7 @@ from fault_classes.makers import TINY
 from fault_classes.place import Answer, Place
 from fault_classes.registry import Trial, fault_class
 
-_MASK = makers.packed(makers.nifti(makers.block(1)))
+_MASK = makers.packed(makers.nifti(makers.block(1)[::-1]))
 
 
 def mountable() -> bool:
@@ -167,7 +167,7 @@ def full() -> Iterator[Trial]:
 
     def in_study(place: Place, left: int, command: str) -> None:
         disk = place.small_disk(place.work / "study", 40_000)
-        shutil.copytree(place.template("trained" if command == "resume" else "plain"), disk, dirs_exist_ok=True)
+        shutil.copytree(place.template("trained" if command in ("resume", "quality") else "plain"), disk, dirs_exist_ok=True)
         _fill(disk, left)
         (place.work / "m.nii.gz").write_bytes(_MASK)
         case = _first_case(disk)
@@ -177,7 +177,7 @@ def full() -> Iterator[Trial]:
             "import": ["import", makers.scans(place.work / "more", 6), "--into", disk],
             "train": ["train", disk, "--name", "own2", "--run-name", "r2", *TINY],
             "resume": ["train", disk, "--run-name", "first", "--resume"],
-            "quality": ["quality", disk, "--model", "bundled"],
+            "quality": ["quality", disk],
         }[command]  # fmt: skip
         before = _labels(disk)
         place.allow(disk)
@@ -193,7 +193,7 @@ def full() -> Iterator[Trial]:
                 yield f"{command} with {left // 1000} kB left", partial(in_study, left=left, command=command)
 
     def output(place: Place, kilobytes: int, command: str) -> None:
-        study, disk = place.study(), place.small_disk(place.work / "disk", kilobytes)
+        study, disk = place.study("trained"), place.small_disk(place.work / "disk", kilobytes)
         place.allow(disk, study / "store.sqlite")
         scan = makers.scans(place.work / "scans") / "good_0.nii.gz"
         _fill(disk, 0 if command != "export" else 900)
@@ -205,22 +205,24 @@ def full() -> Iterator[Trial]:
             "segment to NRRD": ["segment", scan, "--prompt", "liver", "-o", disk / "m.nrrd"],
             "segment to MHA": ["segment", scan, "--prompt", "liver", "-o", disk / "m.mha"],
             "edit": ["edit", scan, "-o", disk / "m.mha"],
-            "quality": ["quality", study, "--model", "bundled", "--json", disk / "q.json"],
-            "evaluate": ["evaluate", study, "--model", "bundled", "--split", "val", "--json", disk / "e.json"],
+            "quality": ["quality", study, "--json", disk / "q.json"],
+            "evaluate": ["evaluate", study, "--split", "val", "--json", disk / "e.json"],
         }[command]  # fmt: skip
         place.refused(*arguments)
         place.expect(not list(disk.glob("m.*")), "half a file stays")
 
-    for command in ("new study", "export", "export as NRRD", "segment", "segment to NRRD", "segment to MHA", "edit", "quality"):
+    for command in ("new study", "export", "export as NRRD", "segment", "segment to NRRD", "segment to MHA", "edit", "quality",
+                    "evaluate"):  # fmt: skip
         yield f"{command} on it", partial(output, kilobytes=64, command=command)
 
     def device(place: Place, command: str) -> None:
-        study = place.study()
+        study = place.study("trained")
         place.allow(study / "store.sqlite")
-        place.refused(command, study, "--model", "bundled", "--json", "/dev/full", *(
+        place.refused(command, study, "--json", "/dev/full", *(
             ["--split", "val"] if command == "evaluate" else []))  # fmt: skip
 
-    yield "quality --json /dev/full", partial(device, command="quality")
+    for command in ("quality", "evaluate"):
+        yield f"{command} --json /dev/full", partial(device, command=command)
 
     def temporary(place: Place) -> None:
         """The system's folder for temporary files is full."""
@@ -228,7 +230,7 @@ def full() -> Iterator[Trial]:
         place.allow(disk)
         _fill(disk, 0)
         folder = makers.msd(place.work / "scans")
-        place.refused("evaluate", folder, environment={"TMPDIR": str(disk)})
+        place.run("evaluate", folder, environment={"TMPDIR": str(disk)})  # Python goes on to another one
 
     yield "the folder for temporary files", temporary
 

@@ -66,7 +66,8 @@ def _batch(place: Place, suffix: str, seed: int, count: int) -> None:
     folder.mkdir()
     paths = []
     for number in range(count):
-        path = folder / f"m{number:04d}{suffix}"
+        path = folder / f"m{number:04d}" / f"m{number:04d}{suffix}"
+        path.parent.mkdir()
         path.write_bytes(mutant(content, chance, head))
         paths.append(path)
 
@@ -80,7 +81,7 @@ def _batch(place: Place, suffix: str, seed: int, count: int) -> None:
                 raise RuntimeError(f"{path.name}: out of memory") from error
             except Exception as error:
                 raise RuntimeError(f"{path.name}: {type(error).__name__}: {error}") from error
-            path.unlink()  # where a child dies, the first that is left was the one
+            shutil.rmtree(path.parent)  # where a child dies, the first that is left was the one
 
     place.allow(folder)
     place.run("read", instead=read, seconds=60)

@@ -18,6 +18,7 @@ import numpy as np
 
 from fault_classes import makers, planted
 from fault_classes.code import _first_case
+from fault_classes.forks import rename_host
 from fault_classes.makers import TINY
 from fault_classes.place import Place, unpacked
 from fault_classes.registry import Trial, fault_class
@@ -85,10 +86,11 @@ def in_names() -> Iterator[Trial]:
         study, out = place.new_study(), place.work / "out"
         place.allow(out, place.work / "q.json")
         environment = {"USER": f"{planted.WORD}user", "LOGNAME": f"{planted.WORD}user", "USERNAME": f"{planted.WORD}user"}
-        place.run("import", folder, "--into", study, "--split", "train", "--accept-fraction", "0.67", environment=environment)
-        place.run("train", study, "--name", "own", *TINY, environment=environment)
-        place.run("quality", study, "--json", place.work / "q.json", environment=environment)
-        place.run("export", study, out, environment=environment)
+        more: dict[str, Any] = {"environment": environment, "prepare": lambda: rename_host(f"{planted.WORD}host")}
+        place.run("import", folder, "--into", study, "--split", "train", "--accept-fraction", "0.67", **more)
+        place.run("train", study, "--name", "own", *TINY, **more)
+        place.run("quality", study, "--json", place.work / "q.json", **more)
+        place.run("export", study, out, **more)
         found = _hold(study) | (_hold(out) if out.exists() else set())
         if found:
             place.fault("outside", f"study or export hold {', '.join(sorted(found))}")

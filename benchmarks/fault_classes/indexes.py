@@ -47,15 +47,15 @@ def _use(place: Place, study: Path) -> None:
     place.allow(place.work / "out", place.work / "quality.json")
     place.run("verify", study)
     place.run("export", study, place.work / "out")
-    place.run("quality", study, "--model", "bundled", "--json", place.work / "quality.json", "--split", "val")
+    place.run("quality", study, "--json", place.work / "quality.json")
 
 
 @fault_class(1, "a case id in a stranger's index")
 def case_ids() -> Iterator[Trial]:
     def trial(place: Place, name: str) -> None:
-        study = place.study()
+        study = place.study("trained")
         (place.outside / "keep" / "victim_liver.nii.gz").write_bytes(b"not yours either")
-        rename_case(study, name.replace("OUTSIDE", str(place.outside)))
+        rename_case(study, place.resolved(name))
         _use(place, study)
 
     hostile = [
@@ -66,14 +66,14 @@ def case_ids() -> Iterator[Trial]:
         yield name[:30], partial(trial, name=name)
 
     def binary(place: Place) -> None:
-        study = place.study()
+        study = place.study("trained")
         rename_case(study, b"\x00\xff")
         _use(place, study)
 
     yield "a blob", binary
 
     def imported_into(place: Place) -> None:
-        study = place.study()
+        study = place.study("trained")
         rename_case(study, "scan A")
         place.study_is_damaged = True
         place.allow(study)
@@ -85,11 +85,11 @@ def case_ids() -> Iterator[Trial]:
 @fault_class(1, "an image's or mask's place in a stranger's index")
 def places() -> Iterator[Trial]:
     def trial(place: Place, table: str, column: str, value: str) -> None:
-        study = place.study()
+        study = place.study("trained")
         if column not in columns(study, table):
             return
         edit(study, (f"UPDATE {table} SET {column} = ? WHERE rowid = "
-             f"(SELECT max(rowid) FROM {table})", (value.replace("OUTSIDE", str(place.outside)),)))  # fmt: skip
+             f"(SELECT max(rowid) FROM {table})", (place.resolved(value),)))  # fmt: skip
         _use(place, study)
 
     values = [
@@ -101,7 +101,7 @@ def places() -> Iterator[Trial]:
             yield f"{column} {value[:24]}", partial(trial, table=table, column=column, value=value)
 
     def link(place: Place, folder: str) -> None:
-        study = place.study()
+        study = place.study("trained")
         path = next((study / folder).iterdir())
         path.unlink()
         path.symlink_to(place.outside / "secret.nii.gz")
@@ -113,7 +113,7 @@ def places() -> Iterator[Trial]:
     def fifo(place: Place) -> None:
         import os
 
-        study = place.study()
+        study = place.study("trained")
         path = next((study / "images").iterdir())
         path.unlink()
         os.mkfifo(path)
@@ -125,7 +125,7 @@ def places() -> Iterator[Trial]:
 @fault_class(1, "values of a stranger's index")
 def values() -> Iterator[Trial]:
     def trial(place: Place, table: str, column: str, value: object) -> None:
-        study = place.study()
+        study = place.study("trained")
         if column not in columns(study, table):
             return
         edit(study, (f"UPDATE OR IGNORE {table} SET {column} = ?", (value,)))
@@ -147,7 +147,7 @@ def values() -> Iterator[Trial]:
 def store_ids() -> Iterator[Trial]:
     def trial(place: Place, value: str) -> None:
         study = place.study()
-        edit(study, ("UPDATE meta SET store_id = ?", (value.replace("OUTSIDE", str(place.outside)),)))
+        edit(study, ("UPDATE meta SET store_id = ?", (place.resolved(value),)))
         place.study_is_damaged = True
         place.allow(study)
         place.run("import", makers.scans(place.work / "more"), "--into", study)

@@ -207,7 +207,7 @@ def damaged_beside() -> Iterator[Trial]:
         if command == "train":
             place.fine("train", study, "--name", "next", *TINY, seconds=40)
         elif command == "quality":
-            place.fine("quality", study, "--model", "bundled", seconds=40)
+            place.fine("quality", study, "--model", "own", seconds=40)
         elif command == "quality of the newest":
             place.run("quality", study, seconds=40)
         else:

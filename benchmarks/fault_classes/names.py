@@ -20,17 +20,13 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-def _resolved(name: str, place: Place) -> str:
-    return name.replace("OUTSIDE", str(place.outside))
-
-
 @fault_class(1, "a model's name")
 def model_names() -> Iterator[Trial]:
     def trial(place: Place, name: str, command: str) -> None:
         study = place.study()
         place.allow(study / "runs")
         flags = TINY if command == "train" else ["--steps", "1", "--generator-steps", "1", "--batch-size", "2"]
-        place.refused(command, study, f"--name={_resolved(name, place)}", *flags)
+        place.refused(command, study, f"--name={place.resolved(name)}", *flags)
 
     for name in HOSTILE:
         yield f"train --name {name[:24]!r}", partial(trial, name=name, command="train")
@@ -62,7 +58,7 @@ def model_names() -> Iterator[Trial]:
 @fault_class(1, "a run's name")
 def run_names() -> Iterator[Trial]:
     def trial(place: Place, name: str, more: list[str]) -> None:
-        place.refused("train", place.study(), f"--run-name={_resolved(name, place)}", *TINY, *more)
+        place.refused("train", place.study(), f"--run-name={place.resolved(name)}", *TINY, *more)
 
     for name in HOSTILE:
         yield f"--run-name {name[:24]!r}", partial(trial, name=name, more=[])
@@ -83,7 +79,7 @@ def run_configs() -> Iterator[Trial]:
         study = place.study("trained")
         path = study / "runs" / "first" / "config.json"
         config = json.loads(path.read_text())
-        config[key] = _resolved(value, place) if isinstance(value, str) else value
+        config[key] = place.resolved(value) if isinstance(value, str) else value
         path.write_text(json.dumps(config))
         place.allow(study / "runs", *([] if key == "model" else [study / "models", study / "store.sqlite"]))
         (place.refused if key in ("model", "settings") else place.run)(
@@ -110,9 +106,9 @@ def dataset_json() -> Iterator[Trial]:
         described = json.loads((source / "dataset.json").read_text())
         entry = {"image": described["training"][0]["image"], "label": described["training"][0]["label"]}
         if image is not None:
-            entry["image"] = _resolved(image, place) if isinstance(image, str) else image  # type: ignore[assignment]
+            entry["image"] = place.resolved(image) if isinstance(image, str) else image  # type: ignore[assignment]
         if label is not None:
-            entry["label"] = _resolved(label, place) if isinstance(label, str) else label  # type: ignore[assignment]
+            entry["label"] = place.resolved(label) if isinstance(label, str) else label  # type: ignore[assignment]
         described["training"].append(entry)
         (source / "dataset.json").write_text(json.dumps(described))
         place.run("import", source, "--into", place.new_study())
@@ -142,7 +138,7 @@ def detached() -> Iterator[Trial]:
     def trial(place: Place, name: str, content: bytes, command: str) -> None:
         folder = place.work / "scans"
         folder.mkdir()
-        (folder / name).write_bytes(content.replace(b"OUTSIDE", str(place.outside).encode()))
+        (folder / name).write_bytes(place.resolved(content.decode("latin-1")).encode("latin-1"))
         (folder / "link.raw").symlink_to(place.outside / "secret.raw")
         if command == "import":
             place.run("import", folder, "--into", place.new_study())

@@ -10,6 +10,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ SECRET = b"TOP-SECRET-9f3a71c2 of another folder. "
 PERSON = "Mueller^Hans"
 """Part of the path of every trial: no command may print, keep or write it."""
 _LEAKS = re.compile(r"Traceback \(most recent|Errno|<class '|NoneType|object at 0x|site-packages|File \"")
-_NAMES_FILE = re.compile(r"data/napari-amvlm/names-[0-9a-f]{32}\.jsonl?")
+_NAMES_FILE = re.compile(r"data/napari-amvlm/(secret|names-[0-9a-f]{32}\.jsonl?)")
 
 
 def tree(folder: Path, without: tuple[Path, ...] = ()) -> dict[str, str]:
@@ -61,9 +62,9 @@ def unpacked(path: Path) -> bytes:
         from PIL import Image
 
         try:
-            with Image.open(path) as picture:
+            with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
                 return content + picture.tobytes()
-        except (OSError, ValueError, SyntaxError):
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             return content
     return content
 
@@ -81,6 +82,8 @@ class Place:
         Kinds: ``answer``, ``outside``, ``changed``, ``verify``, ``cost``.
     study_is_damaged : bool
         The trial damaged the study itself, so ``verify`` is not asked in the end.
+    path_was_typed : bool
+        The person, or the stranger's file, named a whole path: it may be said back.
     leftovers_are_fair : bool
         The command was killed or the disk was full: ``verify`` may name leftovers, and ``--clean`` removes them.
     """
@@ -97,7 +100,7 @@ class Place:
         (self.outside / "secret.nii.gz").write_bytes(gzip.compress(nifti_of_secret(SECRET), mtime=0))
         self.faults: list[tuple[str, str]] = []
         self.answers: list[Answer] = []
-        self.study_is_damaged = self.leftovers_are_fair = False
+        self.study_is_damaged = self.leftovers_are_fair = self.path_was_typed = False
         self.exit_codes = (0, 1, 2)
         self.afterwards: list[Callable[[], object]] = []
         self.memory_mb, self.seconds = 1500.0, 60.0
@@ -112,6 +115,11 @@ class Place:
         path = self.work / name
         shutil.copytree(self.template(kind), path, symlinks=True)
         return path
+
+    def resolved(self, name: str) -> str:
+        """A hostile name with OUTSIDE replaced by the path of the folder with the canaries."""
+        self.path_was_typed |= "OUTSIDE" in name
+        return name.replace("OUTSIDE", str(self.outside))
 
     def allow(self, *paths: Path) -> None:
         """What the person named: it may change."""
@@ -129,10 +137,11 @@ class Place:
         if self._before is None:
             self._before = tree(self.folder, tuple(self._allowed))
         self._started += 1
+        seconds = more.pop("seconds", self.seconds)
         answer = forks.in_fork(
             [str(argument) for argument in arguments], self.folder / "tmp" / f"output{self._started}",
             cwd=more.pop("cwd", self.work), environment={**self.environment(), **more.pop("environment", {})},
-            seconds=more.pop("seconds", self.seconds), **more,
+            seconds=seconds, **more,
         )  # fmt: skip
         return self._judged(answer, str(arguments[0]))
 
@@ -158,7 +167,7 @@ class Place:
         self.answers.append(answer)
         last = " ".join(answer.err.strip().splitlines()[-1:])[-160:]
         if answer.hung:
-            self.fault("answer", f"{what} did not end in {self.seconds:.0f} s")
+            self.fault("answer", f"{what} did not end in {answer.seconds:.0f} s")
         elif answer.code < 0:
             self.fault("answer", f"{what} died of signal {-answer.code}")
         elif leak := _LEAKS.search(answer.text):
@@ -167,7 +176,7 @@ class Place:
             self.fault("answer", f"{what} ended with exit code {answer.code}: {last}")
         elif answer.code and not _is_sentence(answer):
             self.fault("answer", f"{what} ended with exit code {answer.code} and no sentence: {last}")
-        if PERSON in answer.text:
+        if PERSON in answer.text and not self.path_was_typed:
             self.fault("answer", f"{what} tells a path: {last}")
         if SECRET.decode() in answer.text:
             self.fault("outside", f"{what} prints what another folder holds")
@@ -208,7 +217,9 @@ class Place:
         """What is checked after every trial: canaries, study, secrets, the private folder, and ``verify``."""
         if self._before is not None:
             after = tree(self.folder, tuple(self._allowed))
-            different = [n for n in sorted(self._before.keys() | after.keys()) if self._before.get(n) != after.get(n)]
+            different = [name for name in sorted(self._before.keys() | after.keys())
+                         if self._before.get(name) != after.get(name)
+                         and not any((self.folder / name).is_relative_to(path) for path in self._allowed)]  # fmt: skip
             for name in sorted(different, key=lambda name: name in self._before)[-6:]:
                 happened = "gone" if name not in after else "new" if name not in self._before else "changed"
                 self.fault("changed" if name.startswith("work/study") else "outside", f"{name}: {happened}")

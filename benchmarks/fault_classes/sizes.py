@@ -288,7 +288,7 @@ def table_bombs() -> Iterator[Trial]:
 @fault_class(3, "less memory than a job needs", short=1)
 def memory_short() -> Iterator[Trial]:
     def trial(place: Place, megabytes: int, command: str, name: str) -> None:
-        folder, study = place.work / "scans", place.study()
+        folder, study = place.work / "scans", place.study("trained")
         folder.mkdir()
         shape = (700, 700, 300)
         head = nifti(tweak=put(40, "<8h", 3, *shape, 1, 1, 1, 1))[:352]
