@@ -12,6 +12,7 @@ from qtpy.QtCore import QObject, QTimer
 from napari_amvlm.engine import Mask, Measures
 from napari_amvlm.jobs import Job
 from napari_amvlm.layers import LABEL, PREDICTION, TEXT_MASK
+from napari_amvlm.unsaved import Strokes, Unsaved
 
 if TYPE_CHECKING:
     from napari.layers import Labels
@@ -33,6 +34,7 @@ class YourLabel(QObject):
         super().__init__(controller)
         self._controller = controller
         self.strokes = 0
+        self.unsaved = Unsaved(controller)
         self._watched: weakref.ref[Labels] | None = None
         self._measure_timer = self._timer(MEASURE_MS, self.measure)
         self._measure_timer.setSingleShot(True)
@@ -43,7 +45,7 @@ class YourLabel(QObject):
     def _timer(self, interval: int, call: Callable[[], None]) -> QTimer:
         timer = QTimer(self)
         timer.setInterval(interval)
-        timer.timeout.connect(call)
+        timer.timeout.connect(self._controller.slot(call, once=True))
         return timer
 
     def begin(self, loaded: Mask | None) -> None:
@@ -96,6 +98,8 @@ class YourLabel(QObject):
         self.strokes += 1
         if not self._filling:
             self._touched = self._dirty = True
+            if not self._controller.structure and self._controller.open_case_id:
+                QTimer.singleShot(0, self._controller.slot(self.unsaved.ask_once))  # the stroke comes to its end first
         self.measure_soon()
 
     def prompted(self, prompt: str, fingerprint: str, predicts: bool, follow: bool) -> None:
@@ -227,29 +231,81 @@ class YourLabel(QObject):
         """What is on screen is kept."""
         self._dirty = False
 
-    def autosave(self) -> None:
-        """Keep work in progress as a draft, in the worker."""
-        if (work := self._draft(copy=True)) is not None:
-            controller = self._controller
-            controller.worker.submit(Job(work, on_result=lambda _: controller.show_state(), on_error=controller.fail))
+    @property
+    def nameless(self) -> bool:
+        """True where strokes of the open case belong to no structure that the study has."""
+        return (strokes := self._strokes()) is not None and not strokes.has_structure()
 
-    def save_now(self) -> None:
-        """The same without the worker, when the case or the window is left."""
-        if (work := self._draft(copy=False)) is not None:
-            self._controller.guard(lambda: list(work()))
-
-    def _draft(self, copy: bool) -> Callable[[], Any] | None:
-        controller = self._controller
-        store, layers = controller.store, controller.layers
+    def _strokes(self) -> Strokes | None:
+        """What a hand painted and nothing keeps yet."""
+        store, layers = self._controller.store, self._controller.layers
         if store is None or layers is None or layers.opened.case is None or not (self._dirty and self._touched):
             return None
+        return Strokes(store, layers.opened.case, self._controller.structure, layers.masks[LABEL])
+
+    def put_back(self) -> bool:
+        """Show the strokes that could not be saved when the case was left; False where there were none."""
+        controller = self._controller
+        kept = self.unsaved.take(controller.open_case_id, controller.structure)
+        if kept is None:
+            self.unsaved.offer_kept(controller.open_case_id)
+            return False
+        self.write(kept)
+        self._touched = self._dirty = True
+        return True
+
+    def autosave(self) -> None:
+        """Keep work in progress as a draft, in the worker."""
+        self._controller.guard(self._autosave, once=True)
+
+    def _autosave(self) -> None:
+        strokes, controller = self._strokes(), self._controller
+        self.unsaved.save_again()
+        if strokes is None:
+            return
+        if not strokes.has_structure():
+            self.unsaved.ask_once()
+            return
         self._dirty = False
-        label = layers.masks[LABEL].copy(order="K") if copy else layers.masks[LABEL]
-        case, structure, volume = layers.opened.case, controller.structure, layers.opened.volume
-        return lambda: controller.engine.save_draft(store, case, structure, label, volume)
+        store, case, label = strokes.store, strokes.case, strokes.label.copy(order="K")
+
+        def failed(text: str) -> None:
+            self._not_saved(Strokes(store, case, strokes.structure, label))
+            controller.fail(text, once=True)
+
+        controller.worker.submit(
+            Job(
+                lambda: controller.engine.save_draft(store, case, strokes.structure, label, strokes.grid),
+                on_result=lambda _: controller.show_state(), on_error=failed,
+            )
+        )  # fmt: skip
+
+    def _not_saved(self, strokes: Strokes) -> None:
+        """Saving failed: what is still on screen is tried again with the next autosave, anything else is kept."""
+        on_screen = (self._controller.store, self._controller.open_case_id, self._controller.structure)
+        if on_screen == (strokes.store, strokes.case.case_id, strokes.structure):
+            self._dirty = True
+        else:
+            self.unsaved.keep(strokes)
+
+    def save_now(self, ask: bool = True) -> None:
+        """The same without the worker, when the case or the window is left."""
+        controller, strokes = self._controller, self._strokes()
+        if strokes is None:
+            return
+        named = controller.guard(strokes.has_structure)
+        if named is False and ask and self.unsaved.ask():
+            named = True
+            strokes = strokes.of(controller.structure)
+        self._dirty = False
+        if named is False:
+            self.unsaved.keep(strokes.of(""))
+        elif named is None or controller.guard(lambda: self.unsaved.save(strokes)) is None:
+            self.unsaved.keep(strokes)
 
     def close(self) -> None:
         """The window closes: keep what is unsaved."""
         self._autosave_timer.stop()
         self._measure_timer.stop()
-        self.save_now()
+        self.save_now(ask=False)
+        self.unsaved.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -116,7 +117,7 @@ class SliceBank:
     def _keep(path: Path, array: NDArray[Any]) -> None:
         beside = path.with_suffix(f".{uuid.uuid4().hex}.part")
         try:
-            with beside.open("wb") as stream:
+            with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
                 np.save(stream, array)
             beside.replace(path)
         except OSError as error:
