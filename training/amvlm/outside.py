@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,24 @@ def read_bytes(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
             f"the file is larger than {limit / 2**20:,.0f} MB", file=path, remedy="Such a file is hardly a description."
         )
     return content
+
+
+def read_small(path: Path, longest: int) -> bytes:
+    """The content of a plain file of a bounded size; no link is followed, no pipe waited for.
+
+    Raises
+    ------
+    OSError
+        If it is not there, is something else, or is longer.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    with open(os.open(path, flags), "rb") as stream:
+        known = os.fstat(stream.fileno())
+        if not stat.S_ISREG(known.st_mode):
+            raise OSError("it is not a file")
+        if known.st_size > longest:
+            raise OSError(f"it has {known.st_size:,} bytes")
+        return stream.read(longest)
 
 
 def read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:

@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amvlm.errors import UserError, printable
-from amvlm.imaging.dicom_headers import DicomSeries, Frame, quietly
+from amvlm.imaging.dicom_file import Frame
+from amvlm.imaging.dicom_headers import DicomSeries
+from amvlm.imaging.limits import quietly
 from amvlm.imaging.writers import write_bytes_atomically
 
 

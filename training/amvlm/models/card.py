@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from amvlm.errors import UserError
 from amvlm.models.quality import ExpectedDice
+from amvlm.outside import read_small
 from amvlm.paths import Slug
 from amvlm.store.folders import standing
-from amvlm.store.runs import read_small
 from amvlm.text import mentions
 
 RESEARCH_ONLY = "Research use only, not for diagnosis."
