@@ -7,7 +7,6 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -67,11 +66,6 @@ class Study:
     @property
     def names(self) -> list[str]:
         return [structure.name for structure in self.structures]
-
-    @property
-    def laterality(self) -> Literal["patient", "image"]:
-        """Whose sides the captions name."""
-        return "image" if any(case.laterality == "image" for case in self.cases.values()) else "patient"
 
     @property
     def modality(self) -> str:
@@ -152,7 +146,7 @@ def snapshot_of_run(store: LabelStore, run: RunFolder) -> Snapshot:
     UserError
         If some of them are not in the study any more.
     """
-    wanted = set(run.read_config()["revisions"])
+    wanted = set(run.read_config().revisions)
     pairs = {(case.case_id, s.name) for case in store.cases() for s in store.structures()}
     found = [r for case_id, name in sorted(pairs) for r in store.history(case_id, name) if r.revision_id in wanted]
     if len(found) != len(wanted):
