@@ -29,7 +29,7 @@ def file_names() -> Iterator[Trial]:
         place.expect(cases(study) >= 2, f"the sound scans are not there: {answer.text[-120:]}")
 
     names = [b"a\xff.nii.gz", b"\xe9t\xe9.nii.gz", b"a\nb.nii.gz", b"\x1b[2J.nii.gz", b"[bold].nii.gz",
-        b"[/red].nii.gz",
+        b"[bold.nii.gz",
              "a\u202eb.nii.gz".encode(), b"a" * 240 + b".nii.gz", b" .nii.gz", b"-o.nii.gz",
              b"%s%n.nii.gz"]  # fmt: skip
     for name in names:

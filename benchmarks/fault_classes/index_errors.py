@@ -89,7 +89,7 @@ def damaged() -> Iterator[Trial]:
         "a pipe": lambda p: replaced(p, os.mkfifo),
         "a link to /dev/zero": lambda p: replaced(p, lambda q: q.symlink_to("/dev/zero")),
         "with write-ahead log": wal,
-        "with a foreign journal": lambda p: p.with_name(f"{p.name}-journal").write_bytes(b"\xd9\xd5\5\xf9" + bytes(600)),
+        "with a foreign journal": lambda p: p.with_name(f"{p.name}-journal").write_bytes(b"\xd9\xd5\5\xf9" + bytes(99)),
         "with a journal that is a folder": lambda p: p.with_name("store.sqlite-journal").mkdir(),
         "a dangling label": lambda p: edit(p.parent, "DELETE FROM case_ WHERE rowid = (SELECT max(rowid) FROM case_)"),
         "a dangling structure": lambda p: edit(p.parent, "DELETE FROM structure"),
