@@ -25,7 +25,7 @@ PERSON = "Mueller^Hans"
 _LEAKS = re.compile(
     r"Traceback \(most recent|Errno|<class '|NoneType|object at 0x|site-packages|File \"|an unexpected \w+"
 )
-_NAMES_FILE = re.compile(r"data/napari-amvlm/(secret|names-[0-9a-f]{32}\.jsonl?)")
+_NAMES_FILE = re.compile(r"data/napari-amvlm/(start|secret|names-[0-9a-f]{32}\.jsonl?)")
 
 
 def tree(folder: Path, without: tuple[Path, ...] = ()) -> dict[str, str]:
