@@ -8,6 +8,7 @@ are as large as their reader accepts.
 from __future__ import annotations
 
 import argparse
+import functools
 import gzip
 import subprocess
 import sys
@@ -22,6 +23,8 @@ import pydicom
 import SimpleITK
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.pixels import get_encoder
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, RLELossless
 
 from amvlm.imaging.pictures import MAX_MEGAPIXELS
@@ -98,21 +101,29 @@ def dicom(frames: int, rle: bool, intercept: float = -1024) -> Writer:
         path.mkdir()
         count = max(2, round(megabytes * 2))  # half a megabyte each
         flat = (np.arange(512)[:, None] + np.arange(512)).astype(np.uint16)
-        planes = [np.roll(flat, n) for n in range(count)]
+        planes = [np.roll(flat, n % 8) for n in range(count)]
         if frames > 1:
-            data = _image(0, np.stack(planes), intercept)
+            data = _image(0, planes, intercept, rle)
             data.SOPClassUID, data.NumberOfFrames = EnhancedCTImageStorage, count
             _place_frames(data, count)
-            _save(data, path / "0.dcm", rle)
+            data.save_as(path / "0.dcm", enforce_file_format=False)
         else:
             for number, plane in enumerate(planes):
-                _save(_image(number, plane, intercept), path / f"{number}.dcm", rle)
+                _image(number, [plane], intercept, rle).save_as(path / f"{number}.dcm", enforce_file_format=False)
         return path
 
     return write
 
 
-def _image(number: int, pixels: np.ndarray, intercept: float) -> FileDataset:
+@functools.cache
+def _rle(content: bytes) -> bytes:
+    return get_encoder(RLELossless).encode(
+        content, rows=512, columns=512, samples_per_pixel=1, bits_allocated=16, bits_stored=12, pixel_representation=0,
+        photometric_interpretation="MONOCHROME2", number_of_frames=1, encoding_plugin="pydicom",
+    )  # fmt: skip
+
+
+def _image(number: int, planes: list[np.ndarray], intercept: float, rle: bool) -> FileDataset:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = CTImageStorage, ExplicitVRLittleEndian
     meta.MediaStorageSOPInstanceUID = f"1.2.3.{number + 1}"
@@ -123,7 +134,10 @@ def _image(number: int, pixels: np.ndarray, intercept: float) -> FileDataset:
     data.Modality, data.InstanceNumber, data.PixelSpacing = "CT", number, [1, 1]
     data.ImagePositionPatient, data.ImageOrientationPatient = [0, 0, number], [1, 0, 0, 0, 1, 0]
     data.RescaleSlope, data.RescaleIntercept = 1, intercept
-    data.PixelData = pixels.tobytes()
+    frames = [plane.tobytes() for plane in planes]
+    if rle:
+        meta.TransferSyntaxUID = RLELossless
+    data.PixelData = encapsulate([_rle(frame) for frame in frames]) if rle else b"".join(frames)
     return data
 
 
@@ -135,12 +149,6 @@ def _place_frames(data: FileDataset, count: int) -> None:
         group.PlanePositionSequence = [place]
         data.PerFrameFunctionalGroupsSequence.append(group)
     del data.ImagePositionPatient
-
-
-def _save(data: FileDataset, path: Path, rle: bool) -> None:
-    if rle:
-        data.compress(RLELossless, generate_instance_uid=False)
-    data.save_as(path, enforce_file_format=False)
 
 
 def picture(suffix: str, mode: str, **options: Any) -> Writer:

@@ -83,7 +83,7 @@ class Judging:
             structure = self._controller.structure
             self._controller.label.save_now()  # strokes stay as a draft
             if self._tried(lambda: store.mark(case.case_id, structure, state) or True):
-                self._judged(f"{opened.title} {state}.")
+                self._judged(f"{opened.title} {state}.", settled=False)
 
     def undo(self) -> None:
         """Back to the judgement before the current one, of the open case."""
@@ -114,10 +114,12 @@ class Judging:
         """Saving did not work; the label is still on screen."""
         self.saving = False
 
-    def _judged(self, sentence: str, advance: bool = True) -> None:
+    def _judged(self, sentence: str, advance: bool = True, settled: bool = True) -> None:
+        """Go on after a judgement; one that is ``settled`` leaves no strokes to save."""
         controller = self._controller
         self.saving = False
-        controller.label.saved()
+        if settled:
+            controller.label.saved()
         if controller.panel is not None:
             controller.panel.enable_judging(True)
             controller.panel.show_idle()

@@ -259,7 +259,8 @@ class Reviewing:
         controller, store = self._controller, self._controller.store
         revision = None if store is None else controller.guard(lambda: store.restore(revision_id))
         if revision is not None:
-            controller.label.saved()
+            if revision.case_id == controller.open_case_id and revision.structure == controller.structure:
+                controller.label.saved()
             controller.training.labels_changed()
             controller.open_case(revision.case_id)
 

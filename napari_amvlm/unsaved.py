@@ -1,12 +1,13 @@
 """Strokes that have no place in the study yet: their structure has no name, or saving failed. They are never dropped.
 
-They wait in memory, one mask for each case and structure, come back on screen when the case is opened again, and are
-saved as drafts as soon as that is possible, at the latest when the window closes.
+They wait in memory, one mask for each case and structure, until the worker has saved them. Where that fails, they are
+tried again with every autosave and when the window closes, and come back on screen when the case is opened again.
 """
 
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -57,9 +58,10 @@ class Unsaved:
         self._kept: dict[tuple[str, str, str], Strokes] = {}
         self._asked: set[tuple[str, str]] = set()
         self._asking = False
+        self._writing = threading.Lock()
 
     def keep(self, strokes: Strokes) -> None:
-        """Hold on to strokes that could not be saved."""
+        """Hold on to strokes until they are saved."""
         key = (strokes.store.store_id, strokes.case.case_id, strokes.structure)
         self._kept[key] = replace(strokes, label=strokes.label.copy(order="K"))
 
@@ -69,26 +71,35 @@ class Unsaved:
         strokes = self._kept.pop((store.store_id, case_id, structure), None) if store is not None else None
         return None if strokes is None else strokes.label
 
-    def save_again(self) -> None:
-        """Try to save what could not be saved before and has a structure, in the worker."""
+    def save(self) -> None:
+        """Save what is kept and has a structure, in the worker; what cannot be saved stays for the next try."""
         for key, strokes in self._kept.items():
             if strokes.structure:
-                self._controller.worker.submit(self._another_try(key, strokes))
+                self._controller.worker.submit(self._try(key, strokes))
 
-    def _another_try(self, key: tuple[str, str, str], strokes: Strokes) -> Job:
+    def _try(self, key: tuple[str, str, str], strokes: Strokes) -> Job:
         def work() -> Iterator[bool]:
-            if self._kept.get(key) is strokes:
-                yield self.save(strokes)
+            with self._writing:
+                if self._kept.get(key) is strokes:  # newer ones of the same label were not saved meanwhile
+                    yield self._write(strokes)
 
         def saved(_: bool) -> None:
             if self._kept.get(key) is strokes:
                 del self._kept[key]
+            controller.show_state()
 
         controller = self._controller
         return Job(work, on_result=saved, on_error=lambda text: controller.fail(text, once=True))
 
-    def save(self, strokes: Strokes) -> bool:
-        """Keep strokes as a draft of their structure."""
+    def save_now(self, strokes: Strokes) -> None:
+        """The same at once, without the worker."""
+        self.keep(strokes)
+        with self._writing:
+            self._write(strokes)
+        self.take(strokes.case.case_id, strokes.structure)
+
+    def _write(self, strokes: Strokes) -> bool:
+        """Make strokes a draft of their structure."""
         save = self._controller.engine.save_draft
         return all(save(strokes.store, strokes.case, strokes.structure, strokes.label, strokes.grid))
 
@@ -151,4 +162,5 @@ class Unsaved:
         named = strokes.of(name)
         if not named.has_structure():
             store.add_structure(name, prompts=[name])
-        self.save(named)
+        with self._writing:
+            self._write(named)

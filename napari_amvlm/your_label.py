@@ -151,7 +151,7 @@ class YourLabel(QObject):
             store.discard_draft(case.case_id, structure)
             return controller.engine.label_of(store, case, structure, volume)
 
-        self._dirty = False
+        self.saved()
         controller.worker.submit(Job(work, owner=layers.opened, on_result=show, on_error=controller.fail))
 
     def start_from(self, source: str) -> None:
@@ -228,8 +228,9 @@ class YourLabel(QObject):
     # -- drafts -----------------------------------------------------------------------------------------------
 
     def saved(self) -> None:
-        """What is on screen is kept."""
+        """What is on screen was judged, or is not wanted any more: there is nothing left to save."""
         self._dirty = False
+        self.unsaved.take(self._controller.open_case_id, self._controller.structure)
 
     @property
     def nameless(self) -> bool:
@@ -259,34 +260,13 @@ class YourLabel(QObject):
         self._controller.guard(self._autosave, once=True)
 
     def _autosave(self) -> None:
-        strokes, controller = self._strokes(), self._controller
-        self.unsaved.save_again()
-        if strokes is None:
-            return
-        if not strokes.has_structure():
+        strokes = self._strokes()
+        if strokes is not None and not strokes.has_structure():
             self.unsaved.ask_once()
-            return
-        self._dirty = False
-        store, case, label = strokes.store, strokes.case, strokes.label.copy(order="K")
-
-        def failed(text: str) -> None:
-            self._not_saved(Strokes(store, case, strokes.structure, label))
-            controller.fail(text, once=True)
-
-        controller.worker.submit(
-            Job(
-                lambda: controller.engine.save_draft(store, case, strokes.structure, label, strokes.grid),
-                on_result=lambda _: controller.show_state(), on_error=failed,
-            )
-        )  # fmt: skip
-
-    def _not_saved(self, strokes: Strokes) -> None:
-        """Saving failed: what is still on screen is tried again with the next autosave, anything else is kept."""
-        on_screen = (self._controller.store, self._controller.open_case_id, self._controller.structure)
-        if on_screen == (strokes.store, strokes.case.case_id, strokes.structure):
-            self._dirty = True
-        else:
+        elif strokes is not None:
+            self._dirty = False
             self.unsaved.keep(strokes)
+        self.unsaved.save()
 
     def save_now(self, ask: bool = True) -> None:
         """The same without the worker, when the case or the window is left."""
@@ -298,10 +278,10 @@ class YourLabel(QObject):
             named = True
             strokes = strokes.of(controller.structure)
         self._dirty = False
-        if named is False:
-            self.unsaved.keep(strokes.of(""))
-        elif named is None or controller.guard(lambda: self.unsaved.save(strokes)) is None:
-            self.unsaved.keep(strokes)
+        if named:
+            controller.guard(lambda: self.unsaved.save_now(strokes))
+        else:
+            self.unsaved.keep(strokes.of("") if named is False else strokes)
 
     def close(self) -> None:
         """The window closes: keep what is unsaved."""

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -393,6 +394,36 @@ def test_strokes_that_cannot_be_saved_are_kept(window: Any, study: Path, monkeyp
     assert np.array_equal(window.controller.layers.masks[LABEL], painted)
     go_to(window, store.cases("test")[0].case_id)
     assert store.state(case_id, STRUCTURE) == "draft"
+
+
+def test_an_autosave_that_waits_for_the_worker_is_not_lost_when_the_window_closes(window: Any, study: Path) -> None:
+    window.open(study)
+    case_id, go = window.controller.open_case_id, threading.Event()
+    window.controller.worker.submit(Job(lambda: iter([go.wait(30)])))
+    paint(window)
+    window.controller.label.autosave()
+    window.controller.close()
+    go.set()
+    assert LabelStore(study).state(case_id, STRUCTURE) == "draft"
+
+
+def test_an_older_autosave_never_lands_on_newer_strokes(window: Any, study: Path) -> None:
+    window.open(study)
+    case_id, go = window.controller.open_case_id, threading.Event()
+    window.controller.worker.submit(Job(lambda: iter([go.wait(30)])))
+    paint(window)
+    window.controller.label.autosave()  # waits
+    window.controller.layers.labels[LABEL].paint((1, 1, 1), 1)
+    newer = window.controller.layers.masks[LABEL].copy()
+    window.controller.label.save_now()
+    go.set()
+    window.idle()
+    go_to(window, LabelStore(study).cases("test")[0].case_id)
+    go_to(window, case_id)
+    assert np.array_equal(window.controller.layers.masks[LABEL], newer)
+    window.controller.judging.mark_absent()
+    window.idle()
+    assert not LabelStore(study).load_draft(case_id, STRUCTURE)
 
 
 # -- studies, imports, models -------------------------------------------------------------------------------------

@@ -56,15 +56,30 @@ HEAD = len(slice_bytes(0)) - 48 - 12
 
 
 @pytest.mark.parametrize("names", NAMES)
-@pytest.mark.parametrize("place", [0, 4])
-@pytest.mark.parametrize("length", [0, 1, 100, 128, 130, 140, 300, HEAD - 60, HEAD, HEAD + 12, HEAD + 40])
-def test_a_cut_slice_refuses_its_folder(tmp_path: Path, names: str, place: int, length: int) -> None:
+def test_a_cut_slice_refuses_its_folder(tmp_path: Path, names: str) -> None:
     folder = folder_of(tmp_path / "ct", names)
-    damaged = folder / names.format(place)
-    damaged.write_bytes(damaged.read_bytes()[:length])
-    with pytest.raises(UserError, match="damaged") as raised:
-        read_volume(folder)
-    assert raised.value.file_name == damaged.name
+    for place in (0, 4):
+        damaged = folder / names.format(place)
+        whole = damaged.read_bytes()
+        for length in (0, 1, 100, 128, 130, 140, 300, HEAD - 60, HEAD, HEAD + 12, HEAD + 40):
+            damaged.write_bytes(whole[:length])
+            with pytest.raises(UserError, match="damaged") as raised:
+                find_series(folder)
+            assert raised.value.file_name == damaged.name
+        damaged.write_bytes(whole)
+    assert read_volume(folder).shape == (6, 4, 5)
+
+
+def test_an_object_of_an_unknown_class_is_left_out_only_when_the_file_says_so_twice(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "ct")
+    nothing = dict.fromkeys(("Rows", "Columns", "BitsAllocated", "ImagePositionPatient"))
+    for kind in ("1.3.12.2.1107.5.9.1", "1.2.840.10008.9.9.9", ""):
+        (folder / "XA0001").write_bytes(slice_bytes(7, SOPClassUID=kind, **nothing))
+        with pytest.raises(UserError, match="damaged"):
+            scan_folder(folder)
+    (folder / "XA0001").write_bytes(slice_bytes(7, SOPClassUID="1.3.12.2.1107.5.9.1", **nothing).replace(
+        b"1.2.840.10008.5.1.4.1.1.2\0", b"1.3.12.2.1107.5.9.1\0\0\0\0\0\0\0"[:26], 1))  # fmt: skip
+    assert [entry.path.name for entry in scan_folder(folder).left_out] == ["XA0001"]
 
 
 @pytest.mark.parametrize("field", ["Rows", "Columns", "BitsAllocated", "PixelData", "SOPClassUID"])
@@ -75,7 +90,10 @@ def test_a_slice_without_its_size_refuses_its_folder(tmp_path: Path, field: str)
         find_series(folder)
 
 
-@pytest.mark.parametrize("content", [b"hello there\n", b"\x89PNG\r\n\x1a\n" + b"x" * 200, b"\0" * 4000, os.urandom(900)])
+NOISE = np.random.default_rng(0).bytes(900)
+
+
+@pytest.mark.parametrize("content", [b"hello there\n", b"\x89PNG\r\n\x1a\n" + b"x" * 200, b"\0" * 4000, NOISE])
 def test_a_file_with_the_name_of_a_slice_is_one(tmp_path: Path, content: bytes) -> None:
     folder = folder_of(tmp_path / "ct", "{}.dcm")
     (folder / "9.dcm").write_bytes(content)

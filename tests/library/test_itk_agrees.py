@@ -149,7 +149,8 @@ NRRD = {
     "directions": (b"(0.75", b"(1e30"), "singular": (b"(0.75", b"(0"), "nan": (b"(0.75", b"(nan"),
     "encoding": (b"encoding: raw", b"encoding: hex"), "endian": (b"endian: little\n", b""),
     "type": (b"type: short", b"type: block"), "twice": (b"sizes: 5 4 3", b"sizes: 5 4 3\nsizes: 3 4 5"),
-    "skip": (b"encoding:", b"byte skip: -2\nencoding:"), "far skip": (b"encoding:", b"byte skip: 99999999999\nencoding:"),
+    "skip": (b"encoding:", b"byte skip: -2\nencoding:"),
+    "far skip": (b"encoding:", b"byte skip: 99999999999\nencoding:"),
     "lines": (b"encoding:", b"line skip: 999999999\nencoding:"),
     "more than the file": (b"sizes: 5 4 3", b"sizes: 5 4 4"),
 }  # fmt: skip

@@ -55,7 +55,7 @@ def read_small(path: Path, longest: int) -> bytes:
             raise OSError("it is not a file")
         if known.st_size > longest:
             raise OSError(f"it has {known.st_size:,} bytes")
-        return stream.read(longest)
+        return stream.read(known.st_size)  # never the bound: so much would be allocated
 
 
 def read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:

@@ -147,9 +147,7 @@ def _kind(header: Any) -> str:
 
 def _images(path: Path, header: Any, stream: BinaryIO) -> tuple[Frame, ...]:
     """The frames of an image; () for an object that is not an image of a scan."""
-    kind = _kind(header)
-    shaped = any(header.get(tag) is not None for tag in ("Rows", "Columns", "BitsAllocated", "ImagePositionPatient"))
-    if kind.startswith("Segmentation") or not (shaped or "Image Storage" in kind):
+    if _is_no_scan(header):
         return ()
     whole = {tag: header.get(tag) for tag in ("Rows", "Columns", "BitsAllocated")}
     if not all(isinstance(value, int) and 0 < value < 2**16 for value in whole.values()):
@@ -159,6 +157,19 @@ def _images(path: Path, header: Any, stream: BinaryIO) -> tuple[Frame, ...]:
     if groups and len(groups) < source.frames:
         raise UserError("this DICOM file is damaged: it describes too few images", file=path, remedy=AGAIN)
     return tuple(_frames(path, header, source))
+
+
+def _is_no_scan(header: Any) -> bool:
+    """A report, a segmentation, a maker's own object: known by its class; a class that is not known proves nothing."""
+    if _kind(header).startswith("Segmentation"):
+        return True
+    if any(header.get(tag) is not None for tag in ("Rows", "Columns", "BitsAllocated", "ImagePositionPatient")):
+        return False
+    if _kind(header):
+        return "Image Storage" not in _kind(header)
+    stated = str(header.SOPClassUID)
+    of_a_maker = bool(stated) and not stated.startswith("1.2.840.10008.")
+    return of_a_maker and stated == str(getattr(header.file_meta, "MediaStorageSOPClassUID", ""))
 
 
 def _located(path: Path, header: Any, stream: BinaryIO) -> PixelSource:

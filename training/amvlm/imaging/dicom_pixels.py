@@ -72,9 +72,10 @@ def _check_kind(stack: Sequence[Frame], folder: Path) -> None:
     for frame in stack:
         module = frame.source.module
         bits, samples = int(module.BitsAllocated), int(module.get("SamplesPerPixel") or 1)
-        if bits not in (8, 16, 32) or samples not in (1, 3):
+        stored = int(module.get("BitsStored") or bits)
+        if bits not in (8, 16, 32) or samples not in (1, 3) or not 1 <= stored <= bits:
             raise UserError(
-                f"pixels of {samples} × {bits} bits are not supported", file=frame.path,
+                f"pixels of {samples} × {bits} bits ({stored} in use) are not supported", file=frame.path,
                 remedy="Export the series as a grey-scale or RGB image.",
             )  # fmt: skip
     wanted = sum(frame.source.frame_bytes for frame in stack)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -81,12 +80,12 @@ def volume_from_nifti(content: bytes | bytearray, path: Path, volume_index: int 
 
 
 def _parsed(head: bytes, path: Path) -> _Header:
-    if len(head) < 348:
-        raise UserError("the file is too short to be a NIfTI image", file=path, remedy=COPY_AGAIN)
     second = head[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c")
     kind = nibabel.Nifti2Header if second else nibabel.Nifti1Header
+    if len(head) < kind.template_dtype.itemsize:
+        raise UserError("the file is too short to be a NIfTI image", file=path, remedy=COPY_AGAIN)
     try:
-        raw = kind.from_fileobj(io.BytesIO(head), check=False)
+        raw = kind(head[: kind.template_dtype.itemsize], check=False)  # extensions are not read
         shape = tuple(int(n) for n in raw["dim"][1 : 1 + int(raw["dim"][0])])
         dtype, offset = np.dtype(raw.get_data_dtype()), float(raw["vox_offset"])
     except (HeaderDataError, ValueError, KeyError, IndexError, OverflowError) as error:
