@@ -167,7 +167,7 @@ class Studies:
         def done(report: ImportReport) -> None:
             controller.tell(report.sentence())
             self.open_study(into)
-            if lines := report.refused:
+            if lines := report.lines():
                 self.listed = show_list("What was left out of the import", report.sentence(), lines, controller.window)
 
         controller.submit(lambda: controller.engine.call(work), on_result=done, text="Importing …")
