@@ -177,7 +177,7 @@ def read_small(path: Path, longest: int) -> bytes:
             raise OSError("it is not a file")
         if known.st_size > longest:
             raise OSError(f"it has {known.st_size:,} bytes")
-        return stream.read(longest)
+        return stream.read(known.st_size)
 
 
 def process_rank() -> int:
