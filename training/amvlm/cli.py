@@ -67,8 +67,8 @@ def import_(
             accept_fraction=accept_fraction, seed=seed,
             progress=lambda done, total: update(f"Importing {done} of {total} …"),
         )  # fmt: skip
-    for sentence in report.refused:
-        console.say(sentence, "refused")
+    for line in report.lines():
+        console.say(line)
     console.result(report.sentence())
 
 
@@ -291,8 +291,8 @@ def _imported_for_testing(source: Path, into: Path, model: AmvlmModel) -> LabelS
             source, into, masks="reference", structure=known[0] if len(known) == 1 else "", split="test",
             progress=lambda done, total: update(f"Importing {done} of {total} …"),
         )  # fmt: skip
-    for sentence in report.refused:
-        console.say(sentence, "refused")
+    for line in report.lines():
+        console.say(line)
     console.say(report.sentence())
     store = LabelStore(into)
     forget_names(store.store_id)
@@ -356,12 +356,18 @@ def quality(
 
 
 @app.command()
-def verify(store: StoreFolder) -> None:
+def verify(
+    store: StoreFolder,
+    clean: Annotated[bool, typer.Option("--clean", help="remove what killed programs left")] = False,
+) -> None:
     """Re-hash every mask and image of a study and check its index."""
     from amvlm.store import LabelStore
+    from amvlm.store import clean as run_cleaning
     from amvlm.store import verify as run_verification
 
     opened = LabelStore(store)
+    if clean:
+        typer.echo(f"{len(run_cleaning(opened))} leftovers removed.")
     findings = list(run_verification(opened))
     for finding in findings:
         console.result(f"{finding.kind}: {finding.text}")

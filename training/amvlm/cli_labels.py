@@ -58,10 +58,12 @@ def history(store: StoreFolder, case: CaseId, structure: StructureName) -> None:
     """Every revision of a label: when, who, from what, how much by hand."""
     from amvlm.store import LabelStore
 
+    opened = LabelStore(store)
+    opened.require(case, structure)
     columns = ("revision", "when", "who", "what", "source", "prompt", "model", "edits")
     rows = [
         (r.revision_id, r.time[:16], r.author, r.kind, r.source, r.prompt, r.model_fingerprint[:8], r.edited_voxels)
-        for r in LabelStore(store).history(case, structure)
+        for r in opened.history(case, structure)
     ]
     console.table(f"{structure} in {case}", columns, rows, left=columns, width=140)
 
@@ -72,8 +74,8 @@ def restore(
     """Make an earlier revision count again, as a new one."""
     from amvlm.store import LabelStore
 
-    found = LabelStore(store).restore(revision)
-    console.result(f"{found.structure} in {found.case_id}: revision {revision} counts again, as {found.revision_id}")
+    new = LabelStore(store).restore(revision)
+    console.result(f"{new.structure} in {new.case_id}: revision {revision} counts again, as {new.revision_id}")
 
 
 def edit(

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from amvlm.errors import UserError
 from amvlm.imaging import write_bytes_atomically
+from amvlm.outside import read_small
 from amvlm.store.folders import CHECKPOINT_FILES, is_folder, make_private, remove_files
-from amvlm.store.runs import read_small
 
 KEEP = 2
 _LONGEST_STATE, _HEADER = 16 << 20, 16 << 20

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from amvlm.errors import UserError
 from amvlm.imaging.resample import IntensityScale, SliceGrid
 from amvlm.store import Case, LabelStore, Revision
-from amvlm.store.folders import make_private
 
 _VERSION = 1
 
@@ -29,15 +29,14 @@ def slices_from(first: int, count: int, depth: int) -> NDArray[np.intp]:
 class SliceBank:
     """Images and masks of a study as squares of ``size`` px.
 
-    The cache lies in ``<store>/cache`` (it may be deleted at any time), one memory-mapped float16 array
-    (Z, 1 or 3, size, size) per image, named by the image's hash.
+    The cache lies in :meth:`LabelStore.cache_folder`, one memory-mapped float16 array (Z, 1 or 3, size, size) per
+    image, named by the image's hash. What is cut or of another shape is made again.
     """
 
     def __init__(self, store: LabelStore, size: int) -> None:
         self._store = store
         self.size = size
-        self._folder = store.folder / "cache" / f"v{_VERSION}-{size}"
-        make_private(self._folder)
+        self._folder = store.cache_folder(f"v{_VERSION}-{size}")
         self._cases: dict[str, Case] = {}
         self._open = functools.lru_cache(maxsize=1024)(self._load)
 
@@ -45,7 +44,7 @@ class SliceBank:
         """Make what is missing; yields how many cases are ready."""
         for done, case in enumerate(cases):
             self._cases[case.case_id] = case
-            if not self._path(case).is_file():
+            if self._kept(self._path(case), np.float16, 4) is None:
                 self._make(case)
             yield done + 1
 
@@ -95,10 +94,19 @@ class SliceBank:
         if revision.mask_sha256 is None:
             return np.broadcast_to(np.uint8(0), (self.depth(case.case_id), self.size, self.size))
         path = self._folder / f"mask-{revision.mask_sha256}.npy"
-        if not path.is_file():
+        if self._kept(path, np.uint8, 3) is None:
             self._keep(path, self._square_mask(case, self._store.read_mask(revision)))
         planes: NDArray[np.uint8] = np.load(path, mmap_mode="r")
         return planes
+
+    def _kept(self, path: Path, dtype: type[np.generic], dimensions: int) -> NDArray[Any] | None:
+        """What the cache holds under a name, if it is whole and of the kind that is looked for."""
+        try:
+            planes: NDArray[Any] = np.load(path, mmap_mode="r")
+        except (OSError, ValueError, EOFError):
+            return None
+        fits = planes.dtype == dtype and planes.ndim == dimensions and planes.shape[-2:] == (self.size, self.size)
+        return planes if fits else None
 
     def _square_mask(self, case: Case, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
         grid = SliceGrid.of(self._store.read_image(case).with_array(mask), self.size)
@@ -108,9 +116,16 @@ class SliceBank:
     @staticmethod
     def _keep(path: Path, array: NDArray[Any]) -> None:
         beside = path.with_suffix(f".{uuid.uuid4().hex}.part")
-        with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-            np.save(stream, array)
-        beside.replace(path)
+        try:
+            with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+                np.save(stream, array)
+            beside.replace(path)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            raise UserError(
+                f"the study's cache could not be written ({error.strerror})", file=path.parent,
+                remedy="Check free disk space; nothing of the study was changed.",
+            ) from error  # fmt: skip
 
     def _path(self, case: Case) -> Path:
         return self._folder / f"{case.image_sha256}.npy"

@@ -35,9 +35,9 @@ from amvlm.models.encoders import EncoderRecipe
 from amvlm.models.generator import TextMaskGenerator, build_generator
 from amvlm.models.student import Student, build_student
 from amvlm.models.vlm import VisionLanguageModel
+from amvlm.outside import read_small
 from amvlm.paths import check_name, check_regular
 from amvlm.store.folders import save_model_folder, standing
-from amvlm.store.runs import read_small
 
 __all__ = ["RESEARCH_ONLY", "AmvlmModel", "KnownStructure", "ModelCard", "read_card"]
 _ATTEMPTS, _MOST_VOXELS = 3, 1 << 22
@@ -163,6 +163,8 @@ def _built(architecture: Architecture, card: ModelCard, tokenizer: Tokenizer) ->
         EncoderRecipe(architecture.text_type, architecture.text),
     )
     vlm = VisionLanguageModel(architecture.encoders, *recipes, tokenizer)
+    if card.laterality == "image":
+        vlm.read_image_sides(card.unswapped_texts())
     generator = build_generator(architecture.generator, vlm, architecture.prior)
     student = build_student(architecture.student, len(card.structures)) if architecture.student else None
     return AmvlmModel(

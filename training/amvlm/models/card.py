@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from amvlm.errors import UserError
 from amvlm.models.quality import ExpectedDice
+from amvlm.outside import read_small
 from amvlm.paths import Slug
 from amvlm.store.folders import standing
-from amvlm.store.runs import read_small
 from amvlm.text import mentions
 
 RESEARCH_ONLY = "Research use only, not for diagnosis."
@@ -50,7 +50,12 @@ class ModelCard(BaseModel):
     licence: Words = "The weights follow the licence of the data they were trained on."
     created: Word = ""
     modality: Word = ""
-    laterality: Literal["patient", "image"] = "patient"
+    laterality: Literal["patient", "image"] = Field(
+        "patient", description="whose sides its texts named; studies and prompts name the patient's"
+    )
+    unswapped: Annotated[tuple[Words, ...], Field(max_length=10_000)] | None = Field(
+        None, description="texts that a model of image sides reads as they are"
+    )
     planar: bool = False
     structures: Annotated[tuple[KnownStructure, ...], Field(max_length=1_000)] = ()
     free_captions: bool = Field(False, description="trained on reports, so prompts may say more than a structure")
@@ -66,6 +71,12 @@ class ModelCard(BaseModel):
         """The known structure that a prompt names; the longest name wins."""
         found = [structure for structure in self.structures if structure.matches(prompt)]
         return max(found, key=lambda structure: len(structure.name), default=None)
+
+    def unswapped_texts(self) -> tuple[str, ...]:
+        """What a model of image sides reads as it is: what the card says, else its structures' own wordings."""
+        if self.unswapped is not None:
+            return self.unswapped
+        return tuple(text for s in self.structures for text in (s.name, *s.aliases, *s.prompts))
 
     def known_names(self) -> str:
         return ", ".join(structure.name for structure in self.structures) or "no structure yet"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import os
 import secrets
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from amvlm.errors import UserError
 from amvlm.events import EventLog
 from amvlm.imaging import write_bytes_atomically
+from amvlm.outside import read_small
 from amvlm.paths import Slug, check_name, inside
 from amvlm.store.folders import is_folder, make_private
 from amvlm.store.locks import FileLock
@@ -160,24 +160,6 @@ class RunFolder:
                 f"this run cannot be resumed: its configuration is {'missing' if missing else 'damaged'}",
                 file=self.path, remedy="Start a new run.",
             ) from error  # fmt: skip
-
-
-def read_small(path: Path, longest: int) -> bytes:
-    """The content of a plain file of a bounded size; no link is followed, no pipe waited for.
-
-    Raises
-    ------
-    OSError
-        If it is not there, is something else, or is longer.
-    """
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    with open(os.open(path, flags), "rb") as stream:
-        known = os.fstat(stream.fileno())
-        if not stat.S_ISREG(known.st_mode):
-            raise OSError("it is not a file")
-        if known.st_size > longest:
-            raise OSError(f"it has {known.st_size:,} bytes")
-        return stream.read(known.st_size)
 
 
 def process_rank() -> int:
