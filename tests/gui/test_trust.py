@@ -442,6 +442,14 @@ def test_an_import_lists_what_was_left_out(window: Any, scans: Path, tmp_path: P
     assert all(f"broken{number}.nii.gz" in listed for number in range(12))
     assert str(scans) not in listed
     window.controller.studies.listed.close()
+    for path in scans.glob("scan*"):
+        path.unlink()
+    window.controller.studies.import_scans(scans, tmp_path / "none")  # nothing can be imported: all the more reason
+    window.idle()
+    listed = window.controller.studies.listed.findChild(QPlainTextEdit).toPlainText()
+    assert all(f"broken{number}.nii.gz" in listed for number in range(12))
+    assert "broken" in window.notice
+    window.controller.studies.listed.close()
 
 
 @pytest.mark.parametrize("where", ["a file", "full", "denied"])
@@ -606,7 +614,7 @@ def test_a_run_that_cannot_start_is_a_sentence(window: Any, study: Path, monkeyp
 
     monkeypatch.setattr("subprocess.Popen", refuse)
     window.train.start.click()
-    assert "Training could not be started" in window.notice
+    assert "training could not be started" in window.notice
     assert str(study) not in window.notice
     assert window.controller.training.current is None
     monkeypatch.setattr(TrainingRun, "resumable", staticmethod(lambda _: "20200101-000000"))
