@@ -1,0 +1,109 @@
+"""How a planned student learns: plain steps on patches, and what it then says of whole cases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amvlm.learning.patches import PatchBatch, PatchSampler, PreparedCase, augmented
+from amvlm.learning.runtime import learning_rate_factor
+from amvlm.losses import masked_dice_bce
+from amvlm.losses.exclusive import exclusive_dice_ce
+from amvlm.metrics import Overlap
+from amvlm.models.planned import PlannedStudent
+
+LEARNING_RATE, WEIGHT_DECAY, WARMUP = 1e-3, 1e-2, 0.03
+
+
+def patch_loss(student: PlannedStudent, batch: PatchBatch) -> Tensor:
+    """Dice + cross-entropy of one batch, exclusive or per structure as the plan says."""
+    logits = student(batch.image)
+    if student.plan.exclusive:
+        return exclusive_dice_ce(logits, batch.labels[:, 0].long(), batch.known)
+    return masked_dice_bce(logits, batch.labels, batch.known)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One cosine of training: from which cases, in which shares, for how many steps."""
+
+    number: int
+    steps: int
+    groups: Sequence[tuple[Sequence[PreparedCase], int]]
+    learning_rate: float = LEARNING_RATE
+
+
+def optimiser_of(student: PlannedStudent) -> torch.optim.Optimizer:
+    """AdamW as every phase starts it."""
+    return torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
+
+
+def drawn(samplers: Sequence[tuple[PatchSampler, int]], phase: Phase, student: PlannedStudent, seed: int, step: int,
+          device: torch.device) -> PatchBatch:  # fmt: skip
+    """The batch of a step; all chance is keyed by (seed, phase, step)."""
+    rng = np.random.default_rng((seed, 30 + phase.number, step))
+    parts = [sampler.draw(count, rng) for sampler, count in samplers]
+    batch = PatchBatch(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+    return augmented(batch.to(device), student.plan, rng)
+
+
+def fit(
+    student: PlannedStudent,
+    phase: Phase,
+    optimiser: torch.optim.Optimizer,
+    seed: int,
+    first: int = 0,
+    bf16: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[int, Tensor]]:
+    """Steps ``first`` … of one phase; yields (step, loss) after each update."""
+    device = next(student.parameters()).device
+    samplers = [(PatchSampler(student.plan, cases), count) for cases, count in phase.groups]
+    for step in range(first, phase.steps):
+        if stop():
+            return
+        student.train()
+        batch = drawn(samplers, phase, student, seed, step, device)
+        rate = phase.learning_rate * learning_rate_factor(step, phase.steps, WARMUP)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        optimiser.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            loss = patch_loss(student, batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimiser.step()
+        yield step, loss.detach()
+
+
+def case_dices(logits: Tensor, case: PreparedCase) -> list[float]:
+    """Dice of each structure on the plan's grid; NaN where unjudged or empty."""
+    found = []
+    for structure, known in enumerate(case.known):
+        labels = torch.from_numpy(np.asarray(case.labels))
+        truth = labels[:, 0] == structure + 1 if labels.shape[1] == 1 and len(case.known) > 1 else labels[:, structure if labels.shape[1] > 1 else 0] > 0
+        found.append(Overlap.of(logits[structure] > 0, truth).dice if known else math.nan)
+    return found
+
+
+def answer(student: PlannedStudent, case: PreparedCase, accurate: bool = False) -> Tensor:
+    """Logits (S, Z, H, W) of a prepared case."""
+    planes = torch.from_numpy(np.asarray(case.image))
+    return student.volume_logits(planes, case.spacing_mm, accurate)
+
+
+def pseudo_labelled(student: PlannedStudent, case: PreparedCase) -> PreparedCase:
+    """The case with the student's own answer as its labels, every structure taken as judged."""
+    logits = answer(student, case)
+    if student.plan.exclusive:
+        margin, winner = logits.max(0)
+        labels = torch.where(margin > 0, winner + 1, 0)[:, None]
+    else:
+        labels = (logits > 0).movedim(0, 1)
+    known = np.ones(len(student.plan.structures), np.float32)
+    return PreparedCase(case.case_id, case.image, labels.to(torch.uint8).numpy(), known, case.spacing_mm)

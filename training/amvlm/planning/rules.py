@@ -1,0 +1,284 @@
+"""The rules that turn a fingerprint into a plan (METHOD §8; Isensee et al., Nature Methods 2021, and their v2).
+
+Each rule is a function of numbers that also says, in a sentence, why it chose what it chose.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from amvlm.errors import UserError
+from amvlm.planning.fingerprint import Fingerprint, StructureFacts
+from amvlm.planning.plan import WIDTHS, Normalisation, Plan, Reason
+
+FEWEST_PATCHES = 8_000
+FEWEST_STEPS = 60
+STUDENT_SHARE = 0.8
+"""Of the minutes; the rest is the text mask's, preparing, validating and measuring."""
+_AROUND = 1.5
+_MULTIPLE = 16
+_SMALLEST_PATCH = 64
+_LARGEST_PATCH = {"cpu": 160, "cuda": 512, "mps": 320}
+_LARGEST_BLOCK = {"cpu": 64**3, "cuda": 160**3, "mps": 96**3}
+_GPU_WIDTHS = {2: (32, 64, 128, 256, 512, 512), 3: (32, 64, 128, 256, 320)}
+_COARSER = 3.0
+_FEWEST_SLICES = 10
+_COST_OF_3D = 6.0
+"""DynUNet at full resolution against the half-resolution U-Net, per voxel of its input."""
+_FEW_PARTS_FROM = 3
+_TWO_PHASES_FROM = 20_000
+_SPREAD = 10.0
+
+
+@dataclass
+class _Draft:
+    """What the rules have settled so far."""
+
+    facts: Fingerprint
+    seconds: float
+    spacing: tuple[float, float, float]
+    dimensions: Literal[2, 3] = 2
+    patch: tuple[int, int, int] = (1, 128, 128)
+    whole: bool = False
+    widths: tuple[int, ...] = WIDTHS
+    batch: int = 8
+    reasons: list[Reason] = field(default_factory=list)
+
+    def say(self, choice: str, value: str, why: str) -> None:
+        self.reasons.append(Reason(choice=choice, value=value, why=why))
+
+    @property
+    def patches(self) -> float:
+        """How many patches the minutes allow."""
+        return self.seconds / seconds_per_patch(self.facts, self.patch, self.widths[0], self.dimensions)
+
+
+def make_plan(facts: Fingerprint) -> Plan:
+    """Fit the network to the study.
+
+    Raises
+    ------
+    UserError
+        If the minutes do not allow a training that is worth its name.
+    """
+    draft = _Draft(facts, facts.minutes * 60 * STUDENT_SHARE, facts.spacing_mm)
+    _choose_dimensions(draft)
+    _choose_grid(draft)
+    _choose_patch(draft)
+    _fit_to_the_minutes(draft)
+    region = _region(draft)
+    recipe = _recipe(draft)
+    steps = int(draft.patches / draft.batch)
+    if steps < FEWEST_STEPS:
+        needed = math.ceil(facts.minutes * FEWEST_STEPS / max(1, steps))
+        raise UserError(
+            f"{facts.minutes:g} minutes are too few: they hold {steps} steps on this machine, not even enough to "
+            "validate once",
+            remedy=f"Give at least --minutes {needed}.",
+        )
+    draft.say("length", f"{steps:,} steps of {draft.batch}", _length(draft, steps))
+    dynunet = draft.dimensions == 3 or facts.machine.device == "cuda"
+    return Plan(
+        dimensions=draft.dimensions, axis=facts.axis, spacing_mm=draft.spacing, patch=draft.patch,
+        context=_context(draft), channels=facts.channels, region_mm=region, normalisation=_normalisation(draft),
+        network="dynunet" if dynunet else "half_unet", widths=draft.widths,
+        strides=level_strides(draft.patch, _real_spacing(draft), len(draft.widths)) if dynunet else (),
+        exclusive=_exclusive(draft), structures=tuple(s.name for s in facts.structures),
+        largest_part=tuple(_one_part(draft, s) for s in facts.structures), mirror=_mirror(draft), recipe=recipe,
+        batch_size=draft.batch, steps=steps, minutes=facts.minutes, reasons=tuple(draft.reasons),
+    )  # fmt: skip
+
+
+def seconds_per_patch(facts: Fingerprint, patch: tuple[int, int, int], width: int, dimensions: int) -> float:
+    """What one patch of a training step costs on this machine; the reference network is 32 channels wide."""
+    megapixels = math.prod(patch) / 1e6
+    narrower = (width / WIDTHS[0]) ** 1.8
+    return megapixels * facts.machine.seconds_per_megapixel * narrower * (_COST_OF_3D if dimensions == 3 else 1.0)
+
+
+def _choose_dimensions(draft: _Draft) -> None:
+    facts = draft.facts
+    ratio, slices = facts.spacing_mm[0] / max(facts.spacing_mm[1:]), facts.shape[0]
+    if facts.planar or facts.channels == 3:
+        draft.say("dimensions", "2-D", "the study holds pictures")
+    elif slices < _FEWEST_SLICES:
+        draft.say("dimensions", "2-D", f"a scan has {slices} slices: too few for a third dimension")
+    elif ratio >= _COARSER and slices < 2 * _FEWEST_SLICES:
+        draft.say("dimensions", "2-D", f"slices are {ratio:.1f} times as far apart as pixels, and only {slices}")
+    else:
+        draft.dimensions = 3
+        _choose_patch(draft, quiet=True)
+        if draft.patches < FEWEST_PATCHES:
+            draft.say(
+                "dimensions", "2-D",
+                f"{facts.minutes:g} minutes hold {draft.patches:,.0f} 3-D blocks here; fewer than {FEWEST_PATCHES:,}"
+                " teach less than slices do",
+            )  # fmt: skip
+            draft.dimensions, draft.whole = 2, False
+        else:
+            draft.say("dimensions", "3-D", f"the minutes hold {draft.patches:,.0f} blocks on this {_device(facts)}")
+
+
+def _choose_grid(draft: _Draft) -> None:
+    facts = draft.facts
+    median = facts.spacing_mm
+    spacings = [case.spacing_mm for case in facts.cases]
+    spread = max(max(s[a] for s in spacings) / min(s[a] for s in spacings) for a in range(3))
+    warning = f"; spacings differ {spread:.0f}-fold between scans: check their headers" if spread >= _SPREAD else ""
+    draft.spacing = median if draft.dimensions == 3 else (0.0, *median[1:])
+    why = "the median of the study" + (", slices stay as they are" if draft.dimensions == 2 else "") + warning
+    draft.say("grid", " × ".join(f"{mm:.3g}" for mm in draft.spacing if mm) + " mm", why)
+
+
+def _choose_patch(draft: _Draft, quiet: bool = False) -> None:
+    facts, three = draft.facts, draft.dimensions == 3
+    spacing, extent = _real_spacing(draft), facts.extent_mm
+    largest = tuple(max((s.extent_mm[axis] for s in facts.structures), default=extent[axis]) for axis in range(3))
+    pixels = [max(1, round(extent[axis] / spacing[axis])) for axis in range(3)]
+    wanted = [_AROUND * largest[axis] / spacing[axis] for axis in range(3)]
+    draft.whole = facts.planar or all(wanted[axis] >= 0.8 * pixels[axis] for axis in (1, 2))
+    most = _LARGEST_PATCH[facts.machine.device]
+    sides = [
+        _rounded(min(pixels[axis], most if not draft.whole else 2 * most, max(wanted[axis], _SMALLEST_PATCH)
+                     if not draft.whole else pixels[axis]))
+        for axis in range(3)
+    ]  # fmt: skip
+    if three:
+        while math.prod(sides) > _LARGEST_BLOCK[facts.machine.device]:
+            axis = sides.index(max(sides))
+            sides[axis] -= _MULTIPLE
+    draft.patch = (sides[0] if three else 1, sides[1], sides[2])
+    if not three and facts.machine.device == "cuda":
+        draft.batch = 16
+    if three:
+        draft.batch = 2
+        draft.widths = _GPU_WIDTHS[3] if facts.machine.device == "cuda" else (16, 32, 64, 128)
+    elif facts.machine.device == "cuda":
+        draft.widths = _GPU_WIDTHS[2]
+    else:
+        draft.batch, draft.widths = 8, WIDTHS
+    if quiet:
+        return
+    shown = " × ".join(str(side) for side in draft.patch[0 if three else 1 :])
+    why = "whole slices: the structures fill most of them" if draft.whole else (
+        f"about {_AROUND:g} times the largest structure ({largest[1]:.0f} × {largest[2]:.0f} mm)"
+    )  # fmt: skip
+    longest = max(wanted[axis] / _AROUND / sides[axis] for axis in (1, 2))
+    if longest > 1:
+        why += "; the largest structure does not fit into a patch, overlapping windows put it together"
+    draft.say("patch", f"{shown} px", why)
+
+
+def _fit_to_the_minutes(draft: _Draft) -> None:
+    """Never fewer than 8,000 patches: first the width shrinks, then the patch, then the spacing doubles."""
+    facts = draft.facts
+    if draft.patches >= FEWEST_PATCHES or draft.dimensions == 3:
+        return
+    while draft.patches < FEWEST_PATCHES and draft.widths[0] > 16:
+        narrower = draft.widths[0] - 8
+        draft.widths = tuple(width * narrower // draft.widths[0] for width in draft.widths)
+    draft.say("width", "–".join(map(str, (draft.widths[0], draft.widths[-1]))),
+              f"so that {facts.minutes:g} minutes hold {draft.patches:,.0f} patches on this {_device(facts)}")  # fmt: skip
+    smallest = _SMALLEST_PATCH
+    while not draft.whole and draft.patches < FEWEST_PATCHES and max(draft.patch) > smallest:
+        draft.patch = (1, *(max(min(side, smallest), side - _MULTIPLE) for side in draft.patch[1:]))  # type: ignore[assignment]
+        draft.say("patch", " × ".join(map(str, draft.patch[1:])) + " px", "smaller, for the same reason")
+    while draft.patches < FEWEST_PATCHES and min(draft.patch[1:]) >= _SMALLEST_PATCH:
+        draft.spacing = (0.0, 2 * draft.spacing[1], 2 * draft.spacing[2])
+        draft.patch = (1, _rounded(draft.patch[1] / 2), _rounded(draft.patch[2] / 2))
+        draft.say("grid", " × ".join(f"{mm:.3g}" for mm in draft.spacing[1:]) + " mm",
+                  "twice the median, for the same reason")  # fmt: skip
+
+
+def _region(draft: _Draft) -> tuple[float, float, float] | None:
+    facts = draft.facts
+    box = tuple(_AROUND * mm for mm in facts.region_mm)
+    if facts.planar or all(side >= whole for side, whole in zip(box, facts.extent_mm, strict=True)):
+        draft.say("region", "everywhere", "the structures fill most of a scan")
+        return None
+    draft.say("region", " × ".join(f"{mm:.0f}" for mm in box) + " mm",
+              f"{_AROUND:g} times the box around all structures: patches are drawn there, a coarse pass finds it")  # fmt: skip
+    return box[0], box[1], box[2]
+
+
+def _normalisation(draft: _Draft) -> Normalisation:
+    facts = draft.facts
+    if "CT" in facts.modalities and facts.foreground is not None:
+        found = facts.foreground
+        why = "CT: clipped to the foreground's 0.5–99.5 %, then its mean and sd"
+        if len(facts.modalities) > 1:
+            why += f"; {', '.join(m for m in facts.modalities if m != 'CT')} in the same study: z-score of each scan"
+        draft.say("intensities", f"{found.low:.0f} to {found.high:.0f} HU", why)
+        return Normalisation(modalities=facts.modalities, foreground=found)
+    draft.say("intensities", "z-score of each scan", "no CT, whose units would mean the same in every scan")
+    return Normalisation(modalities=facts.modalities)
+
+
+def _exclusive(draft: _Draft) -> bool:
+    several = len(draft.facts.structures) > 1
+    if draft.facts.exclusive and several:
+        draft.say("structures", "softmax", "they never overlap in the accepted masks")
+    elif several:
+        draft.say("structures", "a sigmoid each", "some overlap in the accepted masks")
+    return draft.facts.exclusive
+
+
+def _one_part(draft: _Draft, structure: StructureFacts) -> bool:
+    one = structure.parts == 1 and structure.cases >= _FEW_PARTS_FROM and not draft.facts.planar
+    if one:
+        draft.say("largest part", structure.name, f"it is one piece in all {structure.cases} accepted masks")
+    return one
+
+
+def _mirror(draft: _Draft) -> tuple[bool, bool]:
+    return False, False
+
+
+def _context(draft: _Draft) -> int:
+    return 0
+
+
+def _recipe(draft: _Draft) -> Literal["labelled", "two_phase"]:
+    facts = draft.facts
+    if facts.unlabelled < max(5, facts.labelled):
+        return "labelled"
+    if draft.patches < _TWO_PHASES_FROM:
+        draft.say("unlabelled scans", "not used", f"from {_TWO_PHASES_FROM:,} patches on they are worth their time")
+        return "labelled"
+    draft.say("unlabelled scans", "two phases",
+              f"a first network labels the {facts.unlabelled} others, a second learns from all")  # fmt: skip
+    return "two_phase"
+
+
+def level_strides(
+    patch: tuple[int, int, int], spacing_mm: tuple[float, float, float], levels: int
+) -> tuple[tuple[int, int, int], ...]:
+    """Steps between levels: an axis is halved only while it is long enough, and once it is as fine as the others."""
+    sides, spacing, found = list(patch), list(spacing_mm), []
+    for _ in range(levels - 1):
+        finest = min(mm for mm, side in zip(spacing, sides, strict=True) if side >= 8) if max(sides) >= 8 else 0.0
+        step = [2 if side >= 8 and mm < 2 * finest else 1 for side, mm in zip(sides, spacing, strict=True)]
+        sides = [side // by for side, by in zip(sides, step, strict=True)]
+        spacing = [mm * by for mm, by in zip(spacing, step, strict=True)]
+        found.append((step[0], step[1], step[2]))
+    return tuple(found)
+
+
+def _real_spacing(draft: _Draft) -> tuple[float, float, float]:
+    return draft.spacing[0] or draft.facts.spacing_mm[0], draft.spacing[1], draft.spacing[2]
+
+
+def _length(draft: _Draft, steps: int) -> str:
+    patches = steps * draft.batch
+    few = "" if patches >= FEWEST_PATCHES else f"; fewer than the {FEWEST_PATCHES:,} that a network needs"
+    return f"{patches:,} patches in {STUDENT_SHARE:.0%} of {draft.facts.minutes:g} minutes{few}"
+
+
+def _rounded(side: float) -> int:
+    return _MULTIPLE * math.ceil(side / _MULTIPLE)
+
+
+def _device(facts: Fingerprint) -> str:
+    return "CPU" if facts.machine.device == "cpu" else "GPU"
