@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from amvlm.text import swap_sides
 from napari_amvlm.engine import Guard, ModelEntry
 from napari_amvlm.jobs import Job
 from napari_amvlm.layers import PREDICTION, TEXT_MASK, CaseLayers, level
@@ -209,10 +208,9 @@ class Prompting:
         if store is None or panel is None:
             return
         if self._captions[0] is not store:  # they never change while a study is open, and may be thousands
-            image_sided = any(case.laterality == "image" for case in store.cases()[:1])
             texts = [text for of_case in store.captions().values() for _, text in of_case]
             distinct = list(dict.fromkeys(texts))[:MOST_CAPTIONS]
-            self._captions = store, [swap_sides(text) if image_sided else text for text in distinct]
+            self._captions = store, distinct
         named = [text for structure in store.structures() for text in (structure.name, *structure.prompts)]
         panel.prompt.offer(list(dict.fromkeys((*named, *self._captions[1]))))
 

@@ -48,11 +48,12 @@ def pictures(tmp_path: Path) -> LabelStore:
 def oracle(model: AmvlmModel, swapped: bool = False) -> AmvlmModel:
     """A generator that draws what the words say; with ``swapped`` on the wrong side."""
     model.card = model.card.model_copy(update={"laterality": "image", "labelled_cases": 1})
+    model.vlm.read_image_sides(())  # BOXES are named as in the picture
     said: list[str] = []
     true = model.vlm.embed_prompt
 
     def remember(texts: list[str]) -> torch.Tensor:
-        said[:] = texts
+        said[:] = map(model.vlm._own_words, texts)
         return true(texts)
 
     def draw(image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
@@ -89,11 +90,13 @@ def test_a_generator_of_wrong_sides_is_seen_too(pictures: LabelStore, build_mode
     assert found.text_mask.mean_dice == 0
 
 
-def test_captions_of_the_images_sides_reach_the_model_as_they_are(pictures: LabelStore, build_model: Builder) -> None:
-    """A session takes the patient's sides; measuring swaps the captions for it, and back."""
+def test_captions_reach_a_model_of_image_sides_as_they_were_imported(
+    pictures: LabelStore, build_model: Builder
+) -> None:
+    """The study holds the patient's sides; a model of the image's sides swaps them back, in one place."""
     model = oracle(build_model(names=("infection",)))
     true, asked = model.vlm.embed_prompt, []
-    model.vlm.embed_prompt = lambda texts: (asked.extend(texts), true(texts))[1]  # type: ignore[method-assign]
+    model.vlm.embed_prompt = lambda texts: (asked.extend(map(model.vlm._own_words, texts)), true(texts))[1]  # type: ignore[method-assign]
     evaluate(model, pictures, "test")
     assert set(asked) == {BOTH, LEFT, RIGHT}
 

@@ -76,11 +76,11 @@ def test_lvit_masks_captions_and_the_images_sides(lvit: Path, tmp_path: Path) ->
     report = import_study(lvit, tmp_path / "s", structure="pulmonary infection", split="train", accept_fraction=0.5)
     store = LabelStore(tmp_path / "s")
     assert (report.cases, report.masks, report.captions) == (4, 4, 4)
-    assert {case.laterality for case in store.cases()} == {"image"}
+    assert {case.source_laterality for case in store.cases()} == {"image"}
     assert len(store.snapshot().revisions) == 2
     assert len(store.references()) == 4
     case = store.cases()[1]
-    assert store.captions()[case.case_id] == [("pulmonary infection", "unilateral infection, left lung")]
+    assert store.captions()[case.case_id] == [("pulmonary infection", "unilateral infection, right lung")]
     mask = canonical_mask(
         store.masks.read(store.references()[case.case_id, "pulmonary infection"]).array, store.read_image(case)
     )
@@ -119,7 +119,7 @@ def test_the_kaggle_layout(tmp_path: Path) -> None:
     assert report.unused_captions == 1
     assert "1 rows of the caption table name no image" in report.sentence()
     cases = LabelStore(tmp_path / "s").cases()
-    assert {case.laterality for case in cases} == {"image"}
+    assert {case.source_laterality for case in cases} == {"image"}
     assert cases[1].group == cases[2].group != cases[0].group  # one patient, named by no file name in the study
 
 

@@ -101,12 +101,18 @@ def test_another_kind_of_image_is_a_warning(bundled: AmvlmModel) -> None:
     assert any("left" in text for text in warnings)
 
 
-def test_a_model_of_image_sides_reads_swapped_words(build_model: Builder, scan: Volume) -> None:
-    model = build_model(names=("lung",))
-    patient = Session(model, scan).segment_volume("right lung")["text mask"]
+def test_a_model_of_image_sides_reads_swapped_words(build_model: Builder, scan: Volume, tmp_path: Path) -> None:
+    """A card of an earlier release; only its structures' own wordings are read as they are."""
+    model = build_model(names=("lung", "left kidney"))
+    prompts = ("right lung", "left kidney", "left kidney, upper pole")
+    patient = {prompt: Session(model, scan).segment_volume(prompt)["text mask"] for prompt in prompts}
     model.card = model.card.model_copy(update={"laterality": "image"})
-    image = Session(model, scan).segment_volume("left lung")["text mask"]
-    assert np.array_equal(patient, image)
+    model.save(tmp_path / "old")
+    session = Session(AmvlmModel.load(tmp_path / "old"), scan)
+    assert np.array_equal(session.segment_volume("left lung")["text mask"], patient["right lung"])
+    assert np.array_equal(session.segment_volume("left kidney")["text mask"], patient["left kidney"])
+    swapped = session.segment_volume("right kidney, upper pole")["text mask"]
+    assert np.array_equal(swapped, patient["left kidney, upper pole"])
 
 
 def test_rgb_pictures_are_segmented(build_model: Builder) -> None:

@@ -10,10 +10,10 @@ from amvlm.errors import UserError
 from amvlm.text import (
     checked_prompt,
     class_derangement,
-    for_model_side,
     names_a_side,
     normalise_caption,
     swap_sides,
+    to_patient_sides,
     written_caption,
 )
 
@@ -36,8 +36,9 @@ def test_swap_changes_sides_and_nothing_else() -> None:
 
 
 def test_the_person_speaks_of_the_patients_sides() -> None:
-    assert for_model_side("left lung", "patient") == "left lung"
-    assert for_model_side("left lung", "image") == "right lung"
+    assert to_patient_sides("left lung", "patient") == "left lung"
+    assert to_patient_sides("left lung", "image") == "right lung"
+    assert to_patient_sides("LUL, rt base; left-sided effusion", "image") == "RUL, lt base; right-sided effusion"
 
 
 @pytest.mark.parametrize("text", ["", "   \n", "!?.", "🙂"])

@@ -16,12 +16,11 @@ from PIL import Image
 from amvlm.errors import UserError
 from amvlm.exchange.exporting import packed
 from amvlm.exchange.layouts import Item, Layout, read_layout
-from amvlm.imaging import Volume, read_volume, write_bytes_atomically
-from amvlm.store import Case, LabelStore
+from amvlm.imaging import Volume, read_volume
+from amvlm.store import LabelStore, NewCase, Structure
 from amvlm.store.names import remember_names
-from amvlm.store.records import Split
-from amvlm.store.store import sha256_of
-from amvlm.text import normalise_caption
+from amvlm.store.records import Laterality, Split
+from amvlm.text import names_a_side, normalise_caption, to_patient_sides
 
 Masks = Literal["labels", "reference", "ignore"]
 _SPLITS: tuple[tuple[float, Split], ...] = ((0.15, "val"), (0.30, "test"), (1.0, "train"))
@@ -101,18 +100,13 @@ def import_study(
     """
     layout = read_layout(Path(source), structure, labels)
     into = Path(into)
-    store = LabelStore(into) if (into / "store.sqlite").is_file() else LabelStore.create(into)
-    for name, alias in layout.structures.items():
-        store.add_structure(name, [alias] if alias else [], [name])
+    sides: Laterality = "image" if (laterality or layout.laterality) == "image" else "patient"
+    _refuse_doubtful_names(layout, structure, sides)
+    store = LabelStore.open_or_create(into)
     has_masks = any(item.mask is not None for item in layout.items)
     accepted = _chosen(layout.items, accept_fraction, seed)
-    known = {case.image_sha256 for case in store.cases()}
-    first = 1 + max((int(case.case_id.removeprefix("case-")) for case in store.cases()), default=0)
     report = ImportReport(structures=list(layout.structures), unused_captions=layout.unused_captions)
-    patients: dict[str, str] = {}
-    cases: list[Case] = []
-    names: dict[str, str] = {}
-    found: list[tuple[Case, Item, dict[str, str]]] = []
+    found: list[tuple[NewCase, Item]] = []
     for done, item in enumerate(layout.items):
         try:
             volume = item.read()
@@ -121,35 +115,35 @@ def import_study(
         except UserError as error:
             report.refused.append(str(error))
             continue
-        sha256 = sha256_of(content)
-        if sha256 in known:
-            report.already_there += 1
-            continue
-        known.add(sha256)
-        case_id = f"case-{first + len(cases):05d}"
         chosen: Split = (splits or {}).get(item.image.name) or (
             _hashed_split(item.patient or item.name, has_masks) if split == "auto" else split
         )
-        case = Case(
-            case_id, patients.setdefault(item.patient or case_id, case_id), chosen,
-            volume.modality or layout.modality,
-            "image" if (laterality or layout.laterality) == "image" else "patient", sha256, f"images/{case_id}{suffix}",
-            volume.shape, rounded_affine(volume), volume.sides_known, volume.planar,
+        is_label = masks == "labels" and chosen != "test" and (chosen == "val" or item.image in accepted)
+        new = NewCase(
+            item.patient, chosen, volume.modality or layout.modality, sides, store.images.add(content, suffix), suffix,
+            volume.shape, rounded_affine(volume), volume.sides_known, volume.planar, _captions_of(item, layout, sides),
+            mask_hashes, mask_hashes if is_label else {},
         )  # fmt: skip
-        write_bytes_atomically(into / case.image_file, content)
-        cases.append(case)
-        names[case_id] = item.name
-        found.append((case, item, mask_hashes))
+        found.append((new, item))
         if progress is not None:
             progress(done + 1, len(layout.items))
-    if not cases and not report.already_there:
+    if not found:
+        store.remove_if_empty()
         raise UserError(
             report.refused[0] if report.refused else "nothing was imported",
             remedy="" if report.refused else "Check it.",
         )
-    report.patients = len(patients)
-    _write_index(store, found, masks, accepted, layout, report)
-    remember_names(store.store_id, names)
+    structures = [
+        Structure(name, (alias,) if alias else (), prompts=(name,)) for name, alias in layout.structures.items()
+    ]
+    added = store.add_import(structures, [new for new, _ in found])
+    brought = [(case, new, item) for case, (new, item) in zip(added, found, strict=True) if case is not None]
+    report.cases, report.already_there = len(brought), added.count(None)
+    report.patients = len({case.group for case, _, _ in brought})
+    report.captions = sum(len(new.captions) for _, new, _ in brought)
+    report.masks = sum(bool(new.references) for _, new, _ in brought)
+    report.without_caption = sum(not new.captions for _, new, _ in brought)
+    remember_names(store.store_id, {case.case_id: item.name for case, _, item in brought})
     return report
 
 
@@ -158,29 +152,28 @@ def rounded_affine(volume: Volume) -> NDArray[np.float64]:
     return volume.affine.astype(np.float32).astype(np.float64)
 
 
-def _write_index(
-    store: LabelStore,
-    found: list[tuple[Case, Item, dict[str, str]]],
-    masks: Masks,
-    accepted: set[Path],
-    layout: Layout,
-    report: ImportReport,
-) -> None:
+def _captions_of(item: Item, layout: Layout, sides: Laterality) -> tuple[tuple[str | None, str], ...]:
+    """(structure or None, text) of an item, normalised and in the patient's sides."""
     only = next(iter(layout.structures), None) if len(layout.structures) == 1 else None
-    captions = [(case.case_id, only, normalise_caption(item.caption)) for case, item, _ in found if item.caption]
-    captions += [
-        (case.case_id, name, text) for case, item, _ in found for name, text in item.by_structure.items() if text
-    ]
-    references = [(case.case_id, name, sha256) for case, _, hashes in found for name, sha256 in hashes.items()]
-    labels = [
-        (case.case_id, name, sha256)
-        for case, item, hashes in found
-        for name, sha256 in hashes.items()
-        if masks == "labels" and case.split != "test" and (case.split == "val" or item.image in accepted)
-    ]
-    store.add_import([case for case, _, _ in found], captions, references, labels)
-    report.cases, report.captions, report.masks = len(found), len(captions), sum(bool(h) for _, _, h in found)
-    report.without_caption = sum(not item.caption and not item.by_structure for _, item, _ in found)
+    texts = [(only, item.caption), *item.by_structure.items()]
+    return tuple((name, to_patient_sides(normalise_caption(text), sides)) for name, text in texts if text)
+
+
+def _refuse_doubtful_names(layout: Layout, structure: str, sides: Laterality) -> None:
+    """Names in a source of the image's sides: whose left they mean cannot be known (a name typed here: the patient's).
+
+    Raises
+    ------
+    UserError
+    """
+    doubtful = [name for name in layout.structures if name != structure and names_a_side(name)]
+    captioned = any(item.caption or item.by_structure for item in layout.items)
+    if sides == "image" and captioned and doubtful:
+        raise UserError(
+            f"its captions name the image's left and right, so whose left “{doubtful[0]}” means cannot be known",
+            remedy="Name the structures by the patient's sides, swap the captions' sides to the patient's, and import "
+            "with --laterality patient.",
+        )
 
 
 def _chosen(items: Sequence[Item], fraction: float, seed: int) -> set[Path]:

@@ -50,6 +50,7 @@ def write_bytes_atomically(path: Path, content: bytes, private: bool = True) -> 
     beside = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
         with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666), "wb") as stream:
+            _hold(stream.fileno())
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
@@ -62,6 +63,29 @@ def write_bytes_atomically(path: Path, content: bytes, private: bool = True) -> 
             remedy="Check free disk space and permissions, then try again; nothing was replaced.",
         ) from error
     fsync_folder(path.parent)
+
+
+def is_held(path: Path) -> bool:
+    """True while a program is still writing a partial file of :func:`write_bytes_atomically`."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        _hold(descriptor)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _hold(descriptor: int) -> None:
+    """Lock a file until it is closed; on Windows an open file cannot be removed anyway."""
+    if os.name == "posix":
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def fsync_folder(folder: Path) -> None:

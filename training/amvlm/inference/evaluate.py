@@ -16,7 +16,6 @@ from amvlm.metrics import Overlap, Summary, summarise
 from amvlm.models import AmvlmModel
 from amvlm.store import Case, LabelStore, Structure
 from amvlm.store.records import Split
-from amvlm.text import for_model_side
 
 KINDS = ("text mask", "prediction", "merged")
 
@@ -108,18 +107,17 @@ def evenly_chosen(cases: list[Case], limit: int) -> list[Case]:
 def prompt_of(case: Case, structure: Structure, captions: dict[str, list[tuple[str | None, str]]]) -> str:
     """The case's own caption for a structure, in the patient's sides; without one the structure's prompt."""
     own = [text for s, text in captions.get(case.case_id, []) if s in (structure.name, None)]
-    return for_model_side(own[0], case.laterality) if own else structure.prompt
+    return own[0] if own else structure.prompt
 
 
 def _truth(
     store: LabelStore, case: Case, structure: str, references: dict[tuple[str, str], str], judged: dict[Any, Any]
 ) -> np.ndarray[Any, np.dtype[Any]] | None:
     key = (case.case_id, structure)
-    if key in references:
-        mask = store.masks.read(references[key]).array
-    elif key in judged:
+    mask = store.read_reference(case, structure) if key in references else None
+    if mask is None and key in judged:
         mask = store.read_mask(judged[key])
-    else:
+    if mask is None:
         return None
     return np.ascontiguousarray(canonical_mask(mask, store.read_image(case)))
 

@@ -26,7 +26,7 @@ from amvlm.models import AmvlmModel
 from amvlm.models.grounding import otsu_mask, patch_similarity
 from amvlm.store import Case, LabelStore
 from amvlm.store.records import Split
-from amvlm.text import Side, class_derangement, low_side, one_level, one_sided, swap_sides
+from amvlm.text import LOW_SIDE, Side, class_derangement, one_level, one_sided, swap_sides
 
 KS = (1, 5, 10)
 _BATCH = 32
@@ -207,11 +207,11 @@ def _scenes(store: LabelStore, cases: Sequence[Case], structure: str, model: Amv
         grid = SliceGrid.of(volume, model.image_size)
         stack = grid.stack(volume.array)
         squares = slabs(stack, IntensityScale.of(stack), grid, list(range(grid.count)))
-        caption = swap_sides(own[0]) if case.laterality != model.card.laterality else own[0]
+        caption = own[0]
         key = (case.case_id, structure)
         truth = None
         if key in references:
-            truth = store.masks.read(references[key]).array
+            truth = store.read_reference(case, structure)
         elif key in judged and judged[key].mask_sha256 is not None:
             truth = store.read_mask(judged[key])
         if truth is not None:
@@ -263,7 +263,6 @@ class _PromptTests:
 
     def __init__(self, model: AmvlmModel, zero_shot: bool) -> None:
         self._model, self._zero_shot = model, zero_shot
-        self._low_side = low_side(model.card.laterality)
         self.overlaps: list[Overlap] = []
         self.shares: list[float] = []
         self._one_word: list[float] = []
@@ -292,7 +291,7 @@ class _PromptTests:
         sides: tuple[Side, Side] = ("left", "right")
         for side in sides:
             prompts = [str(one_sided(scene.caption, side)) for scene in scenes]
-            low = side == self._low_side
+            low = side == LOW_SIDE
             for scene, mask in zip(scenes, self._masks(scenes, prompts, device), strict=True):
                 self._empty += int(not mask.any())
                 self.shares.append(_share(mask, low))

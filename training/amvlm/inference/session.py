@@ -21,7 +21,7 @@ from amvlm.imaging.resample import IntensityScale, SliceGrid, slabs
 from amvlm.losses import merged_logits
 from amvlm.models import AmvlmModel, KnownStructure, pamr, text_product
 from amvlm.models.quality import Signs
-from amvlm.text import checked_prompt, for_model_side
+from amvlm.text import checked_prompt
 
 BATCH = 16
 _DOUBTFUL = 0.5
@@ -140,7 +140,7 @@ class Session:
             return ""
         largest = self._areas.argsort(descending=True)[:BATCH].tolist()
         with_words, without = (
-            self._masks(largest, *self._text(for_model_side(words, card.laterality)), None)[0] > 127
+            self._masks(largest, *self._text(words), None)[0] > 127
             for words in (name, "")
         )
         total = int(with_words.sum() + without.sum())
@@ -185,7 +185,7 @@ class Session:
             If the prompt is empty or too long.
         """
         structure = self.prediction_of(prompt)
-        weights, bias = self._text(for_model_side(checked_prompt(prompt), self.model.card.laterality))
+        weights, bias = self._text(checked_prompt(prompt))
         order = self.order(self.slices // 2 if visible is None else min(max(visible, 0), self.slices - 1))
         done = 0
         for batch in _batches(order, self._at_once()):
@@ -264,7 +264,7 @@ class Session:
             return None
         for _ in self.embed():
             pass
-        weights, bias = self._text(for_model_side(checked_prompt(prompt), self.model.card.laterality))
+        weights, bias = self._text(checked_prompt(prompt))
         if self._features is None or self._student is None:
             raise ValueError("the slices are not embedded")
         text_logits = self._fitted(text_product(self._features, weights, bias), slice(None))[:, 0]

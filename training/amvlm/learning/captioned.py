@@ -16,7 +16,7 @@ from amvlm.learning.batches import shuffled_order
 from amvlm.learning.slices import SliceBank
 from amvlm.learning.study import LabelledCase, Study
 from amvlm.losses import positive_pairs
-from amvlm.text import Side, low_side, normalise_caption, swap_sides, view_key, written_caption
+from amvlm.text import LOW_SIDE, Side, normalise_caption, swap_sides, view_key, written_caption
 
 BAG = 4
 _SMALL, _LARGE = 0.02, 0.10
@@ -60,7 +60,7 @@ class CaptionedImages:
             own = frozenset(text for (owner, _), text in study.captions.items() if owner == case_id)
             place = 0 if bank.depth(case_id) == 1 else None
             if case_id in judged and (place is None or not own):
-                low = low_side(case.laterality) if both_sides else None
+                low = LOW_SIDE if both_sides else None
                 self.items += _written(judged[case_id], study.names, low)
             elif not own and reported:
                 own = frozenset(normalise_caption(structure.prompt) for structure in study.structures)

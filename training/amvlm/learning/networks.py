@@ -188,7 +188,8 @@ class Networks:
             name=name,
             kind="trained",
             modality=study.modality,
-            laterality=study.laterality,
+            laterality=self.vlm.card_laterality,
+            unswapped=self.vlm.unswapped,
             planar=study.planar,
             structures=tuple(
                 KnownStructure(

@@ -100,7 +100,7 @@ def pretrain(
     vlm.eval().requires_grad_(False)
     if settings.generator_steps and (labelled or (captioned.contrast and isinstance(generator, FrozenLinear))):
         yield from teach_generator(context, vlm, generator, labelled, judged, captioned, settings)
-    model = AmvlmModel(vlm, generator, chosen, None, None, _card(study, labelled, settings, name), prior)
+    model = AmvlmModel(vlm, generator, chosen, None, None, _card(study, vlm, labelled, settings, name), prior)
     if context.accelerator.is_main_process:
         model.to("cpu").save(store.folder / "models" / name)
     yield Finished(model=name, seconds=clock.seconds, stopped_early=run.stop_asked())
@@ -139,14 +139,17 @@ def _config(
     }
 
 
-def _card(study: Study, labelled: list[LabelledCase], settings: PretrainSettings, name: str) -> ModelCard:
+def _card(
+    study: Study, vlm: VisionLanguageModel, labelled: list[LabelledCase], settings: PretrainSettings, name: str
+) -> ModelCard:
     foreground = priors(labelled, len(study.names))
     return ModelCard(
         name=name,
         kind="pretrained",
         created=datetime.date.today().isoformat(),
         modality=study.modality,
-        laterality=study.laterality,
+        laterality=vlm.card_laterality,
+        unswapped=vlm.unswapped,
         planar=study.planar,
         structures=tuple(
             KnownStructure(name=s.name, aliases=s.aliases, prompts=s.prompts or (s.name,), prior=p)

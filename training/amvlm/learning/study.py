@@ -7,7 +7,6 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -67,11 +66,6 @@ class Study:
     @property
     def names(self) -> list[str]:
         return [structure.name for structure in self.structures]
-
-    @property
-    def laterality(self) -> Literal["patient", "image"]:
-        """Whose sides the captions name."""
-        return "image" if any(case.laterality == "image" for case in self.cases.values()) else "patient"
 
     @property
     def modality(self) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from amvlm.imaging.halves import half
 from amvlm.learning.study import Study
-from amvlm.text import Side, low_side, normalise_caption, one_sided, swap_sides, without_count
+from amvlm.text import LOW_SIDE, Side, normalise_caption, one_sided, swap_sides, without_count
 
 PLAIN_PROMPT_SHARE = 0.2
 WITHOUT_COUNT_SHARE = 0.25
@@ -23,7 +23,6 @@ class TextTable:
     def __init__(self, study: Study) -> None:
         self._study = study
         self._prompts = [normalise_caption(s.prompt) for s in study.structures]
-        self._low_side = {case_id: low_side(case.laterality) for case_id, case in study.cases.items()}
         variants = [v for text in dict.fromkeys(study.captions.values()) for v in _variants(text)]
         found = dict.fromkeys([*self._prompts, *study.captions.values(), *variants])
         self.texts = list(dict.fromkeys([*found, *map(swap_sides, found)]))
@@ -75,7 +74,7 @@ class TextTable:
             side = _SIDES[int(rng.integers(2))]
             if one_sided(caption, side) is not None:
                 sides[b] = side
-                masks[b, 0] = torch.from_numpy(half(masks[b, 0].numpy(), side == self._low_side[case_id]))
+                masks[b, 0] = torch.from_numpy(half(masks[b, 0].numpy(), side == LOW_SIDE))
         return masks, sides
 
 

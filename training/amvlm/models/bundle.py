@@ -57,7 +57,10 @@ class ModelCard(BaseModel):
     licence: str = "The weights follow the licence of the data they were trained on."
     created: str = ""
     modality: str = ""
-    laterality: Literal["patient", "image"] = "patient"
+    laterality: Literal["patient", "image"] = Field(
+        "patient", description="whose sides its texts named; studies and prompts name the patient's"
+    )
+    unswapped: tuple[str, ...] | None = Field(None, description="texts that a model of image sides reads as they are")
     planar: bool = False
     structures: tuple[KnownStructure, ...] = ()
     free_captions: bool = Field(False, description="trained on reports, so prompts may say more than a structure")
@@ -73,6 +76,12 @@ class ModelCard(BaseModel):
         """The known structure that a prompt names; the longest name wins."""
         found = [structure for structure in self.structures if structure.matches(prompt)]
         return max(found, key=lambda structure: len(structure.name), default=None)
+
+    def unswapped_texts(self) -> tuple[str, ...]:
+        """What a model of image sides reads as it is: what the card says, else its structures' own wordings."""
+        if self.unswapped is not None:
+            return self.unswapped
+        return tuple(text for s in self.structures for text in (s.name, *s.aliases, *s.prompts))
 
     def known_names(self) -> str:
         return ", ".join(structure.name for structure in self.structures) or "no structure yet"
@@ -174,6 +183,8 @@ class AmvlmModel:
             EncoderRecipe(architecture.text_type, architecture.text),
             tokenizer,
         )
+        if card.laterality == "image":
+            vlm.read_image_sides(card.unswapped_texts())
         generator = build_generator(architecture.generator, vlm, architecture.prior)
         student = build_student(architecture.student, len(card.structures)) if architecture.student else None
         model = cls(

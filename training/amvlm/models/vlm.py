@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from amvlm.config import EncoderSettings
 from amvlm.models.encoders import EncoderRecipe, TokenisedTexts, load_image_encoder, load_text_encoder, tokenise
+from amvlm.text import normalise_caption, swap_sides
 
 
 def _head(width: int, embedding_size: int) -> nn.Sequential:
@@ -56,6 +57,7 @@ class VisionLanguageModel(nn.Module):
     ) -> None:
         super().__init__()
         self.settings = settings
+        self.unswapped: tuple[str, ...] | None = None
         if image is None or text is None or tokenizer is None:
             self.image_recipe, self.image_encoder = load_image_encoder(settings.image_encoder, settings.image_size)
             self.text_recipe, self.text_encoder, self.tokenizer = load_text_encoder(settings.text_encoder)
@@ -114,15 +116,36 @@ class VisionLanguageModel(nn.Module):
         """Global image embedding, (B, D), L2-normalised, float32."""
         return _unit(self.image_head(self._read_image(image, attention=False)[0]))
 
+    def read_image_sides(self, unswapped: Sequence[str]) -> None:
+        """Swap left and right of every text from now on: for a model taught by captions of the image's sides.
+
+        This is the one place where such a model of an earlier release is told apart: whoever calls names the patient's
+        sides.
+
+        Parameters
+        ----------
+        unswapped : sequence of str
+            Texts that are read as they are: the wordings of structures, whose masks lie on the side that they name.
+        """
+        self.unswapped = tuple(map(normalise_caption, unswapped))
+
+    @property
+    def card_laterality(self) -> Literal["patient", "image"]:
+        """What the card of a model made with these encoders says."""
+        return "patient" if self.unswapped is None else "image"
+
+    def _own_words(self, text: str) -> str:
+        return text if self.unswapped is None or text in self.unswapped else swap_sides(text)
+
     def tokenise(self, texts: Sequence[str]) -> TokenisedTexts:
-        """Token ids and words of texts.
+        """Token ids and words of texts that name the patient's sides.
 
         Raises
         ------
         UserError
             If a text is longer than the encoder reads.
         """
-        return tokenise(self.tokenizer, texts, self.longest_text)
+        return tokenise(self.tokenizer, [*map(self._own_words, texts)], self.longest_text)
 
     def encode_text(self, texts: TokenisedTexts) -> Tokens:
         """CLS and words after their heads, (U, D) and (U, T, D); a word is the sum of its sub-words."""

@@ -62,7 +62,8 @@ def accept_references(store: LabelStore, image_names: tuple[str, ...] | list[str
     from amvlm.store.names import original_names
 
     wanted = {case_id for case_id, name in original_names(store.store_id).items() if name in image_names}
-    for (case_id, structure), sha256 in sorted(store.references().items()):
-        if case_id in wanted:
-            store.accept(case_id, structure, store.masks.read(sha256).array, source="imported")
+    for case_id, structure in sorted(store.references()):
+        mask = store.read_reference(store.case(case_id), structure) if case_id in wanted else None
+        if mask is not None:
+            store.accept(case_id, structure, mask, source="imported")
     return sorted(wanted)

@@ -1,9 +1,9 @@
 """The label store: the contract between viewer and trainer."""
 
 from amvlm.store.queue import DEFAULT_ORDER, Order, queue, shuffled
-from amvlm.store.records import Case, Mark, Quality, Revision, Snapshot, Source, State, Structure
+from amvlm.store.records import Case, Mark, NewCase, Quality, Revision, Snapshot, Source, State, Structure
 from amvlm.store.store import LabelStore
-from amvlm.store.verify import Finding, verify
+from amvlm.store.verify import Finding, clean, verify
 
 __all__ = [
     "DEFAULT_ORDER",
@@ -11,6 +11,7 @@ __all__ = [
     "Finding",
     "LabelStore",
     "Mark",
+    "NewCase",
     "Order",
     "Quality",
     "Revision",
@@ -18,6 +19,7 @@ __all__ = [
     "Source",
     "State",
     "Structure",
+    "clean",
     "queue",
     "shuffled",
     "verify",

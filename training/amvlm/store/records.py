@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -14,26 +15,61 @@ State = Literal["unknown", "draft", "accepted", "absent", "rejected", "skipped"]
 Mark = Literal["unknown", "rejected", "skipped"]
 Source = Literal["text mask", "prediction", "merged", "by hand", "imported"]
 Split = Literal["train", "val", "test"]
+Kind = Literal["accepted", "absent", "withdrawn"]
+Laterality = Literal["patient", "image"]
 
 
 @dataclass(frozen=True)
 class Case:
     """One image of the study.
 
-    ``group`` is the patient, for splits; ``laterality`` says whose left and right its captions name.
+    ``group`` is the patient, for splits. ``source_laterality`` is provenance: whose left and right the captions named
+    where they came from. In the study every caption names the patient's.
     """
 
     case_id: str
     group: str
     split: Split
     modality: str
-    laterality: Literal["patient", "image"]
+    source_laterality: Laterality
     image_sha256: str
     image_file: str
     shape: tuple[int, int, int]
     affine: NDArray[np.float64]
     sides_known: bool
     planar: bool
+
+
+@dataclass(frozen=True)
+class NewCase:
+    """A case to be added by an import; its id is allotted in the transaction that adds it.
+
+    Parameters
+    ----------
+    patient : str
+        What several images of one patient share in this import; "" for a patient of its own. It is not kept.
+    image_sha256, image_suffix : str
+        Of a file that ``store.images.add`` keeps already.
+    captions : tuple of (structure or None, text)
+        In the patient's sides.
+    references, labels : mapping
+        Structure → hash of a mask that ``store.masks.add`` keeps already: expert masks to measure with, never trained
+        on; and labels that are accepted as imported.
+    """
+
+    patient: str
+    split: Split
+    modality: str
+    source_laterality: Laterality
+    image_sha256: str
+    image_suffix: str
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+    sides_known: bool
+    planar: bool
+    captions: tuple[tuple[str | None, str], ...] = ()
+    references: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,7 +101,7 @@ class Revision:
     revision_id: int
     case_id: str
     structure: str
-    kind: Literal["accepted", "absent", "withdrawn"]
+    kind: Kind
     mask_sha256: str | None
     prompt: str
     source: Source

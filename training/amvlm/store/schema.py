@@ -1,8 +1,14 @@
-"""The index's tables. Rollback journal and synchronous=FULL: people copy the file alone."""
+"""The index's tables and the migrations that lead to them. Rollback journal: people copy the file alone."""
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 2
+import sqlite3
+from collections.abc import Callable, Mapping
+
+from amvlm.errors import UserError
+from amvlm.text import swap_sides
+
+SCHEMA_VERSION = 3
 
 QUALITY = """
 CREATE TABLE quality (
@@ -22,17 +28,16 @@ CREATE TABLE quality (
     PRIMARY KEY (case_id, structure)
 );
 """
-MIGRATIONS = {1: QUALITY}
-"""What turns an index of a version into one of the next."""
 
-TABLES = """
+TABLES = (
+    """
 CREATE TABLE meta (schema_version INTEGER NOT NULL, store_id TEXT NOT NULL);
 CREATE TABLE case_ (
     case_id TEXT PRIMARY KEY,
     patient TEXT NOT NULL,
     split TEXT NOT NULL CHECK (split IN ('train', 'val', 'test')),
     modality TEXT NOT NULL,
-    laterality TEXT NOT NULL CHECK (laterality IN ('patient', 'image')),
+    source_laterality TEXT NOT NULL CHECK (source_laterality IN ('patient', 'image')),
     image_sha256 TEXT NOT NULL UNIQUE,
     image_file TEXT NOT NULL UNIQUE,
     shape TEXT NOT NULL,
@@ -100,4 +105,65 @@ CREATE TABLE consumed (
     PRIMARY KEY (run, revision_id)
 );
 """
-TABLES += QUALITY
+    + QUALITY
+)
+
+
+def _add_quality(connection: sqlite3.Connection) -> None:
+    """1 → 2: what a model's pseudo-labels look like."""
+    connection.execute(QUALITY)
+
+
+def _patient_sides(connection: sqlite3.Connection) -> None:
+    """2 → 3: captions that named the image's sides name the patient's; where they came from stays as provenance."""
+    rows = connection.execute(
+        "SELECT caption.rowid, text FROM caption JOIN case_ USING (case_id) WHERE laterality = 'image'"
+    ).fetchall()
+    connection.executemany("UPDATE caption SET text = ? WHERE rowid = ?", [(swap_sides(t), row) for row, t in rows])
+    connection.execute("ALTER TABLE case_ RENAME COLUMN laterality TO source_laterality")
+
+
+MIGRATIONS: Mapping[int, Callable[[sqlite3.Connection], None]] = {1: _add_quality, 2: _patient_sides}
+"""What turns an index of a version into one of the next, inside a transaction."""
+
+
+def _objects(connection: sqlite3.Connection) -> dict[tuple[str, str], str]:
+    """(type, name) → definition with single spaces, of everything but what SQLite makes itself."""
+    rows = connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
+    return {(kind, name): " ".join(str(sql).split()) for kind, name, sql in rows if not name.startswith("sqlite_")}
+
+
+def _expected() -> dict[tuple[str, str], str]:
+    connection = sqlite3.connect(":memory:")
+    try:
+        connection.executescript(TABLES)
+        return _objects(connection)
+    finally:
+        connection.close()
+
+
+def check_no_foreign_code(connection: sqlite3.Connection) -> None:
+    """Refuse an index with a trigger or view that is not ours: it would act on what a person does.
+
+    Raises
+    ------
+    UserError
+    """
+    ours = _expected()
+    for key, definition in _objects(connection).items():
+        if key[0] in ("trigger", "view") and ours.get(key) != definition:
+            raise UserError(f"the index holds a {key[0]} that this program did not write", remedy=_FOREIGN)
+
+
+def check_tables(connection: sqlite3.Connection) -> None:
+    """Refuse an index of this version whose tables are not exactly ours.
+
+    Raises
+    ------
+    UserError
+    """
+    if _objects(connection) != _expected():
+        raise UserError("the index is not laid out as this program writes it", remedy=_FOREIGN)
+
+
+_FOREIGN = "Another program changed it: do not use this study, or restore the index from a backup."

@@ -1,16 +1,16 @@
 """Captions and prompts: words in, words out; no tensors here."""
 
 from amvlm.text.captions import (
+    LOW_SIDE,
     MAX_PROMPT_CHARACTERS,
     Side,
     checked_prompt,
     class_derangement,
-    for_model_side,
-    low_side,
     mentions,
     names_a_side,
     normalise_caption,
     swap_sides,
+    to_patient_sides,
 )
 from amvlm.text.views import (
     caption_view,
@@ -24,14 +24,13 @@ from amvlm.text.views import (
 )
 
 __all__ = [
+    "LOW_SIDE",
     "MAX_PROMPT_CHARACTERS",
     "Side",
     "caption_view",
     "checked_prompt",
     "class_derangement",
     "clauses_of",
-    "for_model_side",
-    "low_side",
     "mentions",
     "names_a_place",
     "names_a_side",
@@ -39,6 +38,7 @@ __all__ = [
     "one_level",
     "one_sided",
     "swap_sides",
+    "to_patient_sides",
     "view_key",
     "without_count",
     "written_caption",

@@ -14,8 +14,12 @@ from amvlm.errors import UserError
 Side = Literal["left", "right"]
 
 MAX_PROMPT_CHARACTERS = 2000
-_SIDES = {"left": "right", "right": "left", "leftmost": "rightmost", "rightmost": "leftmost",
-          "leftward": "rightward", "rightward": "leftward", "dextral": "sinistral", "sinistral": "dextral"}  # fmt: skip
+_PAIRS = (
+    ("left", "right"), ("leftmost", "rightmost"), ("leftward", "rightward"), ("leftwards", "rightwards"),
+    ("lefthand", "righthand"), ("leftsided", "rightsided"), ("lt", "rt"), ("lul", "rul"), ("lll", "rll"),
+    ("sinistral", "dextral"), ("sinister", "dexter"), ("sinistra", "dextra"), ("sinistrum", "dextrum"),
+)  # fmt: skip
+_SIDES = {word: other for pair in _PAIRS for word, other in (pair, pair[::-1])}
 _SIDE = re.compile(r"\b(" + "|".join(_SIDES) + r")\b", re.IGNORECASE)
 
 
@@ -65,17 +69,16 @@ def names_a_side(text: str) -> bool:
     return _SIDE.search(text) is not None
 
 
-def for_model_side(prompt: str, laterality: Literal["patient", "image"]) -> str:
-    """The person's words (patient's sides) as the model expects them: swapped for one trained on image sides."""
-    return swap_sides(prompt) if laterality == "image" else prompt
+LOW_SIDE: Side = "left"
+"""The side that the low indices of a canonical volume's first axis show: canonical is RAS+, sides are the patient's."""
 
 
-def low_side(laterality: Literal["patient", "image"]) -> Side:
-    """Which side the low indices of a canonical volume's first axis show, in such captions' words.
+def to_patient_sides(caption: str, laterality: Literal["patient", "image"]) -> str:
+    """A caption in the patient's sides, once, where it enters a study.
 
-    Canonical is RAS+: they are the patient's left, which a radiological picture shows on its right.
+    A caption of the image's sides assumes radiological display: the patient's right is shown on the image's left.
     """
-    return "left" if laterality == "patient" else "right"
+    return swap_sides(caption) if laterality == "image" else caption
 
 
 def class_derangement(captions: Sequence[str], seed: int) -> dict[str, str]:

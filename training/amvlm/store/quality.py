@@ -1,0 +1,29 @@
+"""What a model's pseudo-labels look like, as the newest look gave it. Functions of an open connection."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sqlite3
+from collections.abc import Iterable
+
+from amvlm.store.cases import readable_rows
+from amvlm.store.labels import now
+from amvlm.store.records import Quality
+
+_COLUMNS = tuple(field.name for field in dataclasses.fields(Quality))
+
+
+def save_quality(connection: sqlite3.Connection, qualities: Iterable[Quality]) -> None:
+    """Keep what was seen, replacing what an earlier model gave."""
+    rows = [{**vars(q), "flags": json.dumps(q.flags), "time": q.time or now()} for q in qualities]
+    names, places = ", ".join(_COLUMNS), ", ".join(f":{name}" for name in _COLUMNS)
+    connection.executemany(f"INSERT OR REPLACE INTO quality ({names}) VALUES ({places})", rows)
+
+
+def select_quality(connection: sqlite3.Connection) -> dict[tuple[str, str], Quality]:
+    """(case id, structure) → what the newest look at its pseudo-label gave."""
+    rows = connection.execute(f"SELECT {', '.join(_COLUMNS)} FROM quality").fetchall()
+    with readable_rows():
+        qualities = [Quality(**{**dict(row), "flags": tuple(map(str, json.loads(row["flags"])))}) for row in rows]
+    return {(q.case_id, q.structure): q for q in qualities}
