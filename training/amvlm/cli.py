@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from amvlm import __version__, cli_labels
+from amvlm import __version__, cli_labels, cli_plan
 from amvlm.config import PretrainSettings, TrainSettings
 from amvlm.errors import UserError
 from amvlm.flags import with_settings
@@ -151,6 +151,7 @@ def segment(
     threshold: Annotated[float, typer.Option(min=0, max=1, help="probability from which a voxel belongs to it")] = 0.5,
     volume_index: Annotated[int | None, typer.Option(help="which volume of a 4-D file, from 0")] = None,
     series: Annotated[int | None, typer.Option(help="which series of a DICOM folder, from 0")] = None,
+    accurate: Annotated[bool, typer.Option("--accurate", help="average over mirrored copies; slower")] = False,
 ) -> None:
     """Outline a structure in a scan; the mask lies on the scan's own grid."""
     import numpy as np
@@ -164,7 +165,7 @@ def segment(
     scan = read_volume(volume, volume_index, series)
     for note in scan.notes:
         console.print(f"[yellow]note[/] {note}", soft_wrap=True)
-    session = Session(AmvlmModel.load(find_model(model)), scan, default_device())
+    session = Session(AmvlmModel.load(find_model(model)), scan, default_device(), accurate)
     for warning in session.warnings(prompt):
         console.print(f"[yellow]note[/] {warning}", soft_wrap=True)
     if source == "prediction" and session.prediction_of(prompt) is None:
@@ -351,7 +352,7 @@ def demo(
     run_demo(seed, steps, output)
 
 
-for _command in (cli_labels.judge, cli_labels.history, cli_labels.restore, cli_labels.edit):
+for _command in (cli_plan.plan, cli_labels.judge, cli_labels.history, cli_labels.restore, cli_labels.edit):
     app.command()(_command)
 
 

@@ -17,10 +17,13 @@ from torch import Tensor
 
 from amvlm.imaging import Volume
 from amvlm.imaging.orientation import to_canonical
+from amvlm.imaging.regrid import back_on_slices, resampled
 from amvlm.imaging.resample import IntensityScale, SliceGrid, slabs
 from amvlm.losses import merged_logits
 from amvlm.models import AmvlmModel, KnownStructure, pamr, text_product
+from amvlm.models.planned import PlannedStudent
 from amvlm.models.quality import Signs
+from amvlm.models.scan import plan_input
 from amvlm.text import checked_prompt
 
 BATCH = 16
@@ -58,13 +61,18 @@ class Session:
     model : AmvlmModel
     volume : Volume
     device : torch.device or str
+    accurate : bool
+        Average a planned student's answers over mirrored copies, where its plan allows them.
     """
 
-    def __init__(self, model: AmvlmModel, volume: Volume, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, model: AmvlmModel, volume: Volume, device: torch.device | str = "cpu", accurate: bool = False
+    ) -> None:
         self.model = model.to(device).eval()
         self.volume = volume
         self._device = torch.device(device)
-        self._grid = SliceGrid.of(volume, model.image_size)
+        self._accurate = accurate
+        self._grid = SliceGrid.of(volume, model.image_size, None if model.plan is None else model.plan.axis)
         self._stack = self._grid.stack(volume.array)
         self._scale = IntensityScale.of(self._stack)
         self._features: Tensor | None = None
@@ -244,17 +252,24 @@ class Session:
         student = self.model.student
         if student is None:
             return image[:, :0]
+        if isinstance(student, PlannedStudent):
+            return None
         return student(image).float() if student.settings.dimensions == 2 else None
 
     def _volume_logits(self) -> Tensor:
-        """A 3-D student's logits of all slices, (Z, S, H, W): blocks overlap, so they are made at once."""
+        """Logits of all slices, (Z, S, H, W), of a 3-D student, whose blocks overlap, or of a planned one, which looks
+        for the region first; the latter's lie on the plan's grid."""
         if self.model.student is None:
             raise ValueError("there is no student")
-        planes = []
+        if isinstance(self.model.student, PlannedStudent):
+            planes, spacing_mm = plan_input(self.volume, self.model.student.plan)
+            logits = self.model.student.volume_logits(planes, spacing_mm, self._accurate).movedim(1, 0)
+            return resampled(logits, (self.slices, logits.shape[2], logits.shape[3])).to(self._device)
+        squares = []
         for begin in range(0, self.slices, BATCH):
             part = self._scale.apply(self._stack[begin : begin + BATCH])
-            planes.append(self._grid.to_square(torch.from_numpy(part)[:, None])[:, 0])
-        return self.model.student.volume_logits(torch.cat(planes).to(self._device)).movedim(1, 0)
+            squares.append(self._grid.to_square(torch.from_numpy(part)[:, None])[:, 0])
+        return self.model.student.volume_logits(torch.cat(squares).to(self._device)).movedim(1, 0)
 
     @torch.inference_mode()
     def signs(self, prompt: str) -> Signs | None:
@@ -310,11 +325,15 @@ class Session:
         if iterations and self._image is not None:
             refined = pamr(logits.sigmoid(), self._image[chosen], iterations).clamp(1e-4, 1 - 1e-4)
             logits = refined.logit()
+        if self.model.plan is not None and self._student is not None:  # both masks lie on the plan's grid
+            logits = self._grid.from_square(logits, (self._student.shape[2], self._student.shape[3]))
         return logits
 
     def _on_grid(self, logits: Tensor, channels: int = 1) -> NDArray[np.uint8]:
         """Logits on the square → probabilities in 1/255 on the slice's own pixels; the one sigmoid of each mask."""
-        probs = self._grid.from_square(logits).sigmoid_()
+        on_plan = self.model.plan is not None
+        fitted = back_on_slices(logits, self._grid.plane).clone() if on_plan else self._grid.from_square(logits)
+        probs = fitted.sigmoid_()
         quantised = probs.mul_(255).round_().to(torch.uint8).cpu().numpy()
         found: NDArray[np.uint8] = quantised if channels > 1 else quantised[:, 0]
         return found

@@ -43,8 +43,14 @@ def optimiser_of(student: PlannedStudent) -> torch.optim.Optimizer:
     return torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
 
 
-def drawn(samplers: Sequence[tuple[PatchSampler, int]], phase: Phase, student: PlannedStudent, seed: int, step: int,
-          device: torch.device) -> PatchBatch:  # fmt: skip
+def drawn(
+    samplers: Sequence[tuple[PatchSampler, int]],
+    phase: Phase,
+    student: PlannedStudent,
+    seed: int,
+    step: int,
+    device: torch.device,
+) -> PatchBatch:
     """The batch of a step; all chance is keyed by (seed, phase, step)."""
     rng = np.random.default_rng((seed, 30 + phase.number, step))
     parts = [sampler.draw(count, rng) for sampler, count in samplers]
@@ -75,7 +81,7 @@ def fit(
         optimiser.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             loss = patch_loss(student, batch)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimiser.step()
         yield step, loss.detach()
@@ -85,15 +91,14 @@ def case_dices(logits: Tensor, case: PreparedCase) -> list[float]:
     """Dice of each structure on the plan's grid; NaN where unjudged or empty."""
     found = []
     for structure, known in enumerate(case.known):
-        labels = torch.from_numpy(np.asarray(case.labels))
-        truth = labels[:, 0] == structure + 1 if labels.shape[1] == 1 and len(case.known) > 1 else labels[:, structure if labels.shape[1] > 1 else 0] > 0
+        truth = torch.from_numpy(case.mask(structure))
         found.append(Overlap.of(logits[structure] > 0, truth).dice if known else math.nan)
     return found
 
 
 def answer(student: PlannedStudent, case: PreparedCase, accurate: bool = False) -> Tensor:
     """Logits (S, Z, H, W) of a prepared case."""
-    planes = torch.from_numpy(np.asarray(case.image))
+    planes = torch.from_numpy(np.array(case.image))
     return student.volume_logits(planes, case.spacing_mm, accurate)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -43,13 +43,18 @@ class PreparedCase:
     def shape(self) -> tuple[int, int, int]:
         return int(self.image.shape[0]), int(self.image.shape[2]), int(self.image.shape[3])
 
+    def mask(self, structure: int) -> NDArray[np.bool_]:
+        """Where a structure is, (Z, H, W)."""
+        labels: NDArray[np.uint8] = np.asarray(self.labels)
+        mask: NDArray[np.bool_] = labels[:, 0] == structure + 1 if labels.shape[1] == 1 else labels[:, structure] > 0
+        return mask
+
     @functools.cached_property
     def foreground(self) -> list[NDArray[np.int32]]:
         """Some voxels (N, 3) of each structure that is there, evenly chosen."""
         found = []
         for structure in range(len(self.known)):
-            mask = self.labels[:, structure] > 0 if self.labels.shape[1] > 1 else self.labels[:, 0] == structure + 1
-            voxels = np.argwhere(mask).astype(np.int32)
+            voxels = np.argwhere(self.mask(structure)).astype(np.int32)
             if len(voxels):
                 found.append(voxels[:: math.ceil(len(voxels) / _KEPT_VOXELS)])
         return found
@@ -57,7 +62,8 @@ class PreparedCase:
     def region(self, plan: Plan) -> tuple[slice, slice, slice]:
         """Where crops are centred: around all structures, as large as the plan's region; everywhere without any."""
         shape = self.shape
-        box = bounding_box(self.labels.any(1)) if plan.region_mm is not None else None
+        labelled: NDArray[np.uint8] = np.asarray(self.labels).max(axis=1)
+        box = bounding_box(labelled) if plan.region_mm is not None else None
         if box is None or plan.region_mm is None:
             return slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2])
         sides = [mm / own for mm, own in zip(plan.region_mm, self.spacing_mm, strict=True)]
@@ -88,24 +94,24 @@ class PatchSampler:
     def draw(self, count: int, rng: Rng) -> PatchBatch:
         """``count`` crops, larger than the patch, not changed yet."""
         plan = self._plan
-        images, labels, known = [], [], []
+        images: list[NDArray[np.float16]] = []
+        masks: list[NDArray[np.uint8]] = []
+        known = []
         for _ in range(count):
             index = int(rng.integers(len(self._cases)))
             case = self._cases[index]
             centre = self._centre(case, self._regions[index], rng)
-            image, label = self._cut(case, centre)
-            images.append(image)
-            labels.append(label)
+            cut, mask = self._cut(case, centre)
+            images.append(cut)
+            masks.append(mask)
             known.append(case.known)
         image = torch.from_numpy(np.stack(images)).float()
-        label = torch.from_numpy(np.stack(labels)).float()
+        labels = torch.from_numpy(np.stack(masks)).float()
         if plan.dimensions == 3:
-            image = image[:, :, 0]
-            label = label.movedim(1, 2)
+            image, labels = image[:, :, 0], labels.movedim(1, 2)
         else:
-            image = image.flatten(1, 2)
-            label = label[:, 0]
-        return PatchBatch(image, label, torch.from_numpy(np.stack(known)))
+            image, labels = image.flatten(1, 2), labels[:, 0]
+        return PatchBatch(image, labels, torch.from_numpy(np.stack(known)))
 
     def _centre(self, case: PreparedCase, region: tuple[slice, slice, slice], rng: Rng) -> list[int]:
         kind = rng.random()
@@ -210,7 +216,7 @@ def _changed(batch: PatchBatch, rng: Rng) -> PatchBatch:
     return PatchBatch(image, batch.labels, batch.known)
 
 
-def _partly(image: Tensor, which: NDArray[np.bool_], change: "_Change") -> Tensor:
+def _partly(image: Tensor, which: NDArray[np.bool_], change: Callable[[Tensor], Tensor]) -> Tensor:
     rows = torch.from_numpy(np.flatnonzero(which)).to(image.device)
     return image.index_copy(0, rows, change(image[rows])) if len(rows) else image
 
@@ -232,8 +238,3 @@ def _gamma(image: Tensor, gamma: Tensor) -> Tensor:
     mean, sd = image.mean((1, 2, 3), keepdim=True), image.std((1, 2, 3), keepdim=True)
     own_mean, own_sd = bent.mean((1, 2, 3), keepdim=True), bent.std((1, 2, 3), keepdim=True)
     return (bent - own_mean) / own_sd.clamp(min=1e-6) * sd + mean
-
-
-from collections.abc import Callable  # noqa: E402
-
-_Change = Callable[[Tensor], Tensor]

@@ -31,10 +31,12 @@ class SliceBank:
     (Z, 1 or 3, size, size) per image, named by the image's hash.
     """
 
-    def __init__(self, store: LabelStore, size: int) -> None:
+    def __init__(self, store: LabelStore, size: int, axis: int | None = None) -> None:
         self._store = store
         self.size = size
-        self._folder = store.folder / "cache" / f"v{_VERSION}-{size}"
+        self._axis = axis
+        across = "" if axis is None else f"-axis{axis}"
+        self._folder = store.folder / "cache" / f"v{_VERSION}-{size}{across}"
         self._folder.mkdir(parents=True, exist_ok=True)
         self._cases: dict[str, Case] = {}
         self._open = functools.lru_cache(maxsize=1024)(self._load)
@@ -82,7 +84,7 @@ class SliceBank:
 
     def slice_ratio(self, case_id: str) -> float:
         """Spacing of the slices over the spacing of the network's pixels."""
-        return SliceGrid.of(self._store.read_image(self._cases[case_id]), self.size).slice_ratio
+        return SliceGrid.of(self._store.read_image(self._cases[case_id]), self.size, self._axis).slice_ratio
 
     def mask(self, revision: Revision) -> NDArray[np.uint8]:
         """A revision's mask, (Z, size, size), mapped from disk: a pixel belongs to it when half of its area does.
@@ -99,7 +101,7 @@ class SliceBank:
         return planes
 
     def _square_mask(self, case: Case, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        grid = SliceGrid.of(self._store.read_image(case).with_array(mask), self.size)
+        grid = SliceGrid.of(self._store.read_image(case).with_array(mask), self.size, self._axis)
         planes = torch.from_numpy(np.ascontiguousarray(grid.stack(mask))).float()[:, None]
         return (grid.to_square(planes)[:, 0] > 0.5).numpy().astype(np.uint8)
 
@@ -119,7 +121,7 @@ class SliceBank:
 
     def _make(self, case: Case) -> None:
         volume = self._store.read_image(case)
-        grid = SliceGrid.of(volume, self.size)
+        grid = SliceGrid.of(volume, self.size, self._axis)
         stack = grid.stack(volume.array)
         planes = torch.from_numpy(IntensityScale.of(stack).apply(stack))
         planes = planes.movedim(-1, 1) if planes.ndim == 4 else planes[:, None]

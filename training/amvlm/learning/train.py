@@ -24,6 +24,7 @@ from amvlm.learning.generator_loss import mask_supervision
 from amvlm.learning.networks import Networks
 from amvlm.learning.opening import Opened, open_run
 from amvlm.learning.pictures import training_picture
+from amvlm.learning.planned import train_planned
 from amvlm.learning.runtime import Ahead, Clock, FiniteWatch, Means
 from amvlm.learning.study import LabelledCase
 from amvlm.learning.texts import TextTable
@@ -60,6 +61,9 @@ def train(
     UserError
         If no training case is labelled, or the student cannot read these images.
     """
+    if settings.minutes > 0:
+        yield from train_planned(store, base, settings, run, name, resume)
+        return
     opened = yield from open_run(store, base, settings, run, name, resume)
     settings, context = opened.settings, opened.context
     table = TextTable(context.study)

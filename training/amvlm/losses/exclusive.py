@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from amvlm.losses.segmentation import Total, _dice_loss, _mean, _own, _over_voxels
+from amvlm.losses.segmentation import Total, _dice_loss, _mean, _over_voxels, _own
 
 
 def exclusive_dice_ce(logits: Tensor, labels: Tensor, known: Tensor, total: Total = _own) -> Tensor:

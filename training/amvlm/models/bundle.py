@@ -22,9 +22,11 @@ from amvlm.errors import UserError
 from amvlm.imaging import write_bytes_atomically
 from amvlm.models.encoders import EncoderRecipe
 from amvlm.models.generator import TextMaskGenerator, build_generator
+from amvlm.models.planned import PlannedStudent, read_plan
 from amvlm.models.quality import ExpectedDice
 from amvlm.models.student import Student, build_student
 from amvlm.models.vlm import VisionLanguageModel
+from amvlm.planning import Plan
 from amvlm.text import mentions
 
 RESEARCH_ONLY = "Research use only, not for diagnosis."
@@ -95,6 +97,7 @@ class _Architecture(BaseModel):
     text_type: str
     generator: GeneratorSettings
     student: StudentSettings | None
+    plan: dict[str, Any] | None = None
     prior: float
     format: int = 3
 
@@ -106,11 +109,12 @@ class AmvlmModel:
     vlm: VisionLanguageModel
     generator: TextMaskGenerator
     generator_settings: GeneratorSettings
-    student: Student | None
+    student: Student | PlannedStudent | None
     student_settings: StudentSettings | None
     card: ModelCard
     prior: float = 0.05
     fingerprint: str = ""
+    plan: Plan | None = None
 
     @property
     def image_size(self) -> int:
@@ -144,6 +148,7 @@ class AmvlmModel:
             encoders=self.vlm.settings, image=self.vlm.image_recipe.config, image_type=self.vlm.image_recipe.model_type,
             text=self.vlm.text_recipe.config, text_type=self.vlm.text_recipe.model_type,
             generator=self.generator_settings, student=self.student_settings, prior=self.prior,
+            plan=None if self.plan is None else self.plan.model_dump(mode="json"),
         )  # fmt: skip
         beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
         try:
@@ -186,10 +191,14 @@ class AmvlmModel:
         if card.laterality == "image":
             vlm.read_image_sides(card.unswapped_texts())
         generator = build_generator(architecture.generator, vlm, architecture.prior)
-        student = build_student(architecture.student, len(card.structures)) if architecture.student else None
+        plan = None if architecture.plan is None else read_plan(architecture.plan, folder)
+        student: Student | PlannedStudent | None = None if plan is None else PlannedStudent(plan)
+        if architecture.student:
+            student = build_student(architecture.student, len(card.structures))
         model = cls(
-            vlm, generator, architecture.generator, student, architecture.student, card, architecture.prior, fingerprint
-        )
+            vlm, generator, architecture.generator, student, architecture.student, card, architecture.prior,
+            fingerprint, plan,
+        )  # fmt: skip
         try:
             for part, network in model.networks().items():
                 own = {n.removeprefix(f"{part}."): t for n, t in weights.items() if n.startswith(f"{part}.")}

@@ -1,8 +1,8 @@
 """A U-Net that works at half resolution: a third of the cost of full resolution at equal quality on a CPU.
 
-Pixels are folded into channels (pixel-unshuffle) before the first convolution and unfolded after the last, so nothing is
-thrown away. Batch norm and nearest-neighbour upsampling: on a CPU instance and group norm cost more per step and start
-far more slowly (ACDC, 90 CPU-seconds: 0.753 with batch norm, 0.566 and 0.299 without).
+Pixels are folded into channels (pixel-unshuffle) before the first convolution and unfolded after the last, so nothing
+is thrown away. Batch norm and nearest-neighbour upsampling: on a CPU instance and group norm cost more per step and
+start far more slowly (ACDC, 90 CPU-seconds: 0.753 with batch norm, 0.566 and 0.299 without).
 """
 
 from __future__ import annotations

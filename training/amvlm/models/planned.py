@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from monai.inferers import sliding_window_inference
 from monai.networks.nets import DynUNet
+from pydantic import ValidationError
 from scipy import ndimage
 from torch import Tensor, nn
 
+from amvlm.errors import UserError
 from amvlm.losses.exclusive import structure_logits
 from amvlm.models.half_unet import HalfUNet
 from amvlm.planning import Plan, bounding_box
@@ -93,9 +96,9 @@ class PlannedStudent(nn.Module):
         logits = self._windows(planes, places, box, overlap=0.5)
         if not accurate:
             return logits
-        mirrored = [axes for axes, allowed in (((-2,), self.plan.mirror[0]), ((-1,), self.plan.mirror[1])) if allowed]
-        if all(self.plan.mirror):
-            mirrored.append((-2, -1))
+        rows, columns = self.plan.mirror
+        turns: list[tuple[tuple[int, ...], bool]] = [((-2,), rows), ((-1,), columns), ((-2, -1), rows and columns)]
+        mirrored = [axes for axes, allowed in turns if allowed]
         for axes in mirrored:
             logits = logits + self._windows(planes, places, box, overlap=0.5, flip=axes)
         return logits / (1 + len(mirrored))
@@ -129,6 +132,22 @@ class PlannedStudent(nn.Module):
                 )
             answers.append(_cpu(answer.flip(flip) if flip else answer))
         return torch.cat(answers).movedim(1, 0)
+
+
+def read_plan(stored: dict[str, Any], file: Path) -> Plan:
+    """The plan that a model or a run was made with.
+
+    Raises
+    ------
+    UserError
+        If another version of this program made it.
+    """
+    try:
+        return Plan.model_validate(stored)
+    except ValidationError as error:
+        raise UserError(
+            "its plan was made by another version of amvlm", file=file, remedy="Train again with this release."
+        ) from error
 
 
 def with_context(planes: Tensor, places: Tensor, context: int) -> Tensor:

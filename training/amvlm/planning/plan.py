@@ -1,4 +1,4 @@
-"""The plan: how one network reads, learns and answers on one study (METHOD §8). Stored in the model's ``config.json``."""
+"""The plan: how one network reads, learns and answers on one study (METHOD §8); part of a model's ``config.json``."""
 
 from __future__ import annotations
 

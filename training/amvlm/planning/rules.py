@@ -94,7 +94,7 @@ def make_plan(facts: Fingerprint) -> Plan:
 def seconds_per_patch(facts: Fingerprint, patch: tuple[int, int, int], width: int, dimensions: int) -> float:
     """What one patch of a training step costs on this machine; the reference network is 32 channels wide."""
     megapixels = math.prod(patch) / 1e6
-    narrower = (width / WIDTHS[0]) ** 1.8
+    narrower = math.pow(width / WIDTHS[0], 1.8)
     return megapixels * facts.machine.seconds_per_megapixel * narrower * (_COST_OF_3D if dimensions == 3 else 1.0)
 
 
@@ -179,11 +179,12 @@ def _fit_to_the_minutes(draft: _Draft) -> None:
     while draft.patches < FEWEST_PATCHES and draft.widths[0] > 16:
         narrower = draft.widths[0] - 8
         draft.widths = tuple(width * narrower // draft.widths[0] for width in draft.widths)
-    draft.say("width", "–".join(map(str, (draft.widths[0], draft.widths[-1]))),
-              f"so that {facts.minutes:g} minutes hold {draft.patches:,.0f} patches on this {_device(facts)}")  # fmt: skip
+    why = f"so that {facts.minutes:g} minutes hold {draft.patches:,.0f} patches on this {_device(facts)}"
+    draft.say("width", f"{draft.widths[0]}–{draft.widths[-1]}", why)
     smallest = _SMALLEST_PATCH
     while not draft.whole and draft.patches < FEWEST_PATCHES and max(draft.patch) > smallest:
-        draft.patch = (1, *(max(min(side, smallest), side - _MULTIPLE) for side in draft.patch[1:]))  # type: ignore[assignment]
+        rows, columns = (max(min(side, smallest), side - _MULTIPLE) for side in draft.patch[1:])
+        draft.patch = (1, rows, columns)
         draft.say("patch", " × ".join(map(str, draft.patch[1:])) + " px", "smaller, for the same reason")
     while draft.patches < FEWEST_PATCHES and min(draft.patch[1:]) >= _SMALLEST_PATCH:
         draft.spacing = (0.0, 2 * draft.spacing[1], 2 * draft.spacing[2])
@@ -198,8 +199,8 @@ def _region(draft: _Draft) -> tuple[float, float, float] | None:
     if facts.planar or all(side >= whole for side, whole in zip(box, facts.extent_mm, strict=True)):
         draft.say("region", "everywhere", "the structures fill most of a scan")
         return None
-    draft.say("region", " × ".join(f"{mm:.0f}" for mm in box) + " mm",
-              f"{_AROUND:g} times the box around all structures: patches are drawn there, a coarse pass finds it")  # fmt: skip
+    why = f"{_AROUND:g} times the box around all structures: patches are drawn there, a coarse pass finds it"
+    draft.say("region", " × ".join(f"{mm:.0f}" for mm in box) + " mm", why)
     return box[0], box[1], box[2]
 
 
