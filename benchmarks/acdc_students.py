@@ -14,6 +14,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -28,6 +29,7 @@ from amvlm.metrics import Overlap
 from amvlm.models.planned import PlannedStudent
 from amvlm.planning import Plan
 
+NO_KEY = ("acdc", "work", "seeds", "command", "splits")
 NAMES = ("right ventricle", "myocardium", "left ventricle")
 
 
@@ -61,7 +63,10 @@ def load(folder: Path, name: str, plan: Plan) -> tuple[PreparedCase, np.ndarray]
     return PreparedCase(name, planes, labels, np.ones(3, np.float32), own), np.ascontiguousarray(truth)
 
 
-def measured(student: PlannedStudent, cases: list[tuple[PreparedCase, np.ndarray]], accurate: bool) -> list[list[float]]:
+Read = tuple[PreparedCase, np.ndarray]
+
+
+def measured(student: PlannedStudent, cases: list[Read], accurate: bool) -> list[list[float]]:
     """Dice per case and structure on the scans' own grid."""
     found = []
     for case, truth in cases:
@@ -73,23 +78,25 @@ def measured(student: PlannedStudent, cases: list[tuple[PreparedCase, np.ndarray
 def plan_of(options: argparse.Namespace) -> Plan:
     return Plan(
         axis=2, spacing_mm=(0.0, options.spacing, options.spacing), patch=(1, options.patch, options.patch),
-        context=options.context, region_mm=(150.0, 170.0, 170.0) if options.region else None, widths=tuple(options.widths),
-        structures=NAMES, largest_part=(True,) * 3, mirror=(options.mirror,) * 2, batch_size=options.batch, steps=1,
-        minutes=options.cpu_seconds / 60,
+        context=options.context, region_mm=(150.0, 170.0, 170.0) if options.region else None,
+        widths=tuple(options.widths), structures=NAMES, largest_part=(True,) * 3, mirror=(options.mirror,) * 2,
+        batch_size=options.batch, steps=1, minutes=options.cpu_seconds / 60,
     )  # fmt: skip
 
 
-def trained(options: argparse.Namespace, plan: Plan, roles: dict[str, list[str]], seed: int) -> tuple[PlannedStudent, dict[str, object]]:
+def trained(
+    options: argparse.Namespace, plan: Plan, roles: dict[str, list[str]], seed: int
+) -> tuple[PlannedStudent, dict[str, Any]]:
     """Train until the CPU-seconds are spent; preparation is not counted, pseudo-labelling is."""
     folder = Path(options.acdc)
     labelled = [load(folder, name, plan)[0] for name in roles[str(options.patients)]]
-    names = set(roles[str(options.patients)])
-    unlabelled = [load(folder, name, plan)[0] for name in roles["rest"] if name not in names] if options.recipe != "labelled" else []
+    others = sorted(set(roles["rest"]) - set(roles[str(options.patients)])) if options.recipe != "labelled" else []
+    unlabelled = [load(folder, name, plan)[0] for name in others]
     torch.manual_seed(seed)
     student = PlannedStudent(plan).to(memory_format=torch.channels_last)
     each = options.step_seconds or seconds_of_a_step(plan, labelled)
     began = time.process_time()
-    notes: dict[str, object] = {"step_seconds": round(each, 4)}
+    notes: dict[str, Any] = {"step_seconds": round(each, 4)}
     share = 1.0 if options.recipe == "labelled" else options.first_share
     first = int(share * options.cpu_seconds / each)
     notes["steps"] = [run(student, Phase(0, first, [(labelled, plan.batch_size)]), seed)]
@@ -149,7 +156,7 @@ def main() -> None:
         sub.add_argument("--first-share", type=float, default=0.4)
         sub.add_argument("--pseudo", type=int, default=0, help="how many unlabelled cases, 0 for all")
         sub.add_argument("--pseudo-share", type=float, default=0.5, help="of a batch")
-        sub.add_argument("--step-seconds", type=float, default=0, help="taken for measured, on a machine that others use")
+        sub.add_argument("--step-seconds", type=float, default=0, help="instead of measuring: on a machine others use")
         sub.add_argument("--splits", nargs="+", default=["validation", "test"])
         sub.add_argument("--accurate", action="store_true")
     options = parser.parse_args()
@@ -161,12 +168,12 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     for seed in options.seeds:
-        key = {k: v for k, v in vars(options).items() if k not in ("acdc", "work", "seeds", "command", "splits")} | {"seed": seed}
+        key = {k: v for k, v in vars(options).items() if k not in NO_KEY} | {"seed": seed}
         if any(row["key"] == key for row in rows):
             continue
         plan, roles = plan_of(options), patients_of(Path(options.acdc))
         student, notes = trained(options, plan, roles, seed)
-        row: dict[str, object] = {"key": key, **notes}
+        row: dict[str, Any] = {"key": key, **notes}
         for split in options.splits:
             began = time.process_time()
             cases = [load(Path(options.acdc), name, plan) for name in roles[split]]
@@ -181,7 +188,7 @@ def main() -> None:
 def table(rows: list[dict]) -> None:
     for row in rows:
         shown = " ".join(f"{k}={v}" for k, v in row["key"].items())
-        figures = {split: np.nanmean(row[split], 0).round(3).tolist() + [round(float(np.nanmean(row[split])), 4)]
+        figures = {split: [*np.nanmean(row[split], 0).round(3).tolist(), round(float(np.nanmean(row[split])), 4)]
                    for split in ("validation", "test") if split in row}  # fmt: skip
         print(shown, row["steps"], row["step_seconds"], figures)
 

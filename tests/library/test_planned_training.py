@@ -117,8 +117,16 @@ def test_structure_logits_are_positive_where_the_structure_wins() -> None:
 
 
 @pytest.mark.parametrize("size", [(32, 32), (30, 41), (7, 5)])
-def test_the_half_unet_reads_any_size(size: tuple[int, int]) -> None:
-    assert HalfUNet(1, 3, (4, 8, 8))(torch.randn(2, 1, *size)).shape == (2, 3, *size)
+@pytest.mark.parametrize("strides", [(), ((1, 2, 2), (1, 2, 1))])
+def test_a_student_reads_any_size(size: tuple[int, int], strides: tuple[tuple[int, int, int], ...]) -> None:
+    plan = _plan(strides=strides, network="dynunet", widths=(4, 8, 8)) if strides else _plan()
+    assert PlannedStudent(plan)(torch.randn(2, 1, *size)).shape == (2, 3, *size)
+
+
+def test_folding_pixels_into_channels_loses_none() -> None:
+    network = HalfUNet(1, 3, (4, 8))
+    assert network.read.out_channels == 12
+    assert network(torch.randn(1, 1, 8, 8)).shape == (1, 3, 8, 8)
 
 
 def test_context_repeats_the_edges() -> None:
@@ -224,9 +232,8 @@ def test_overlapping_structures_learn_by_a_sigmoid_each() -> None:
     batch = PatchSampler(plan, [_case()]).draw(2, np.random.default_rng(0))
     stacked = torch.cat([batch.labels == 1, batch.labels == 2], 1).float()
     both = plain(batch._replace(labels=stacked), plan)
-    assert float(patch_loss(student.eval(), both)) == pytest.approx(
-        float(masked_dice_bce(student(both.image), both.labels, both.known))
-    )
+    expected = masked_dice_bce(student.eval()(both.image), both.labels, both.known)
+    assert patch_loss(student, both).item() == pytest.approx(expected.item())
 
 
 # -- a run ---------------------------------------------------------------------------------------------
@@ -252,7 +259,9 @@ def validated_store(sample_store: LabelStore) -> LabelStore:
     return sample_store
 
 
-def _train(store: LabelStore, model: AmvlmModel, run: str, broken: bool = False, resume: bool = False) -> list[AnyEvent]:
+def _train(
+    store: LabelStore, model: AmvlmModel, run: str, broken: bool = False, resume: bool = False
+) -> list[AnyEvent]:
     """Train for 0.4 minutes; ``broken`` ends, as a kill would, after the first checkpoint."""
     settings = TrainSettings(minutes=0.4, batch_size=4, threads=1, precision="fp32", checkpoint_every=20, device="cpu")
     events: list[AnyEvent] = []

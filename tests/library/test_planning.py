@@ -111,6 +111,7 @@ def test_isotropic_volumes_are_3d_where_the_device_carries_it_and_2d_where_not()
 
 def test_strides_wait_for_the_thick_axis() -> None:
     assert level_strides((16, 64, 64), (4.0, 1.0, 1.0), 5) == ((1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2))
+    assert level_strides((1, 176, 176), (10.0, 1.0, 1.0), 6)[-1] == (1, 1, 1)  # 11 pixels cannot be halved
     assert level_strides((8, 8, 64), (1.0, 1.0, 1.0), 3) == ((2, 2, 2), (1, 1, 2))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from amvlm.errors import UserError
 from amvlm.learning.patches import PatchBatch, PatchSampler, PreparedCase, augmented
 from amvlm.learning.runtime import learning_rate_factor
 from amvlm.losses import masked_dice_bce
@@ -67,9 +68,18 @@ def fit(
     bf16: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Steps ``first`` … of one phase; yields (step, loss) after each update."""
+    """Steps ``first`` … of one phase; yields (step, loss) after each update.
+
+    Where a GPU's memory does not hold a batch, it goes through in parts, their gradients summed.
+
+    Raises
+    ------
+    UserError
+        If it does not hold two patches.
+    """
     device = next(student.parameters()).device
     samplers = [(PatchSampler(student.plan, cases), count) for cases, count in phase.groups]
+    parts = 1
     for step in range(first, phase.steps):
         if stop():
             return
@@ -78,13 +88,36 @@ def fit(
         rate = phase.learning_rate * learning_rate_factor(step, phase.steps, WARMUP)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        optimiser.zero_grad()
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss = patch_loss(student, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        while True:
+            try:
+                loss = _gradients(student, batch, optimiser, bf16, parts)
+                break
+            except torch.OutOfMemoryError as error:
+                parts *= 2
+                if len(batch.image) < 2 * parts:
+                    raise UserError(
+                        f"the GPU's memory does not hold {len(batch.image)} patches of {student.plan.patch}",
+                        remedy="Choose --device cpu; the last checkpoint is kept.",
+                    ) from error
+                torch.cuda.empty_cache()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimiser.step()
-        yield step, loss.detach()
+        yield step, loss
+
+
+def _gradients(
+    student: PlannedStudent, batch: PatchBatch, optimiser: torch.optim.Optimizer, bf16: bool, parts: int
+) -> Tensor:
+    """Gradients of a batch, in so many parts; returns the mean loss."""
+    optimiser.zero_grad()
+    total = torch.zeros((), device=batch.image.device)
+    for rows in torch.arange(len(batch.image)).chunk(parts):
+        part = PatchBatch(*(field[rows[0] : rows[-1] + 1] for field in batch))
+        with torch.autocast(batch.image.device.type, torch.bfloat16, enabled=bf16):
+            loss = patch_loss(student, part) / parts
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+    return total
 
 
 def case_dices(logits: Tensor, case: PreparedCase) -> list[float]:

@@ -23,7 +23,7 @@ def _block(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class HalfUNet(nn.Module):
-    """Image (B, C, H, W) → logits (B, K, H, W); any size, edges are repeated up to the next multiple.
+    """Image (B, C, H, W) → logits (B, K, H, W); sides are multiples of 2 to the number of levels.
 
     Parameters
     ----------
@@ -43,13 +43,8 @@ class HalfUNet(nn.Module):
             _block(coarse + fine, fine) for coarse, fine in zip(channels[:0:-1], channels[-2::-1], strict=True)
         )
         self.read = nn.Conv2d(channels[0], 4 * outputs, 1)
-        self.multiple = 2 ** len(channels)
 
     def forward(self, image: Tensor) -> Tensor:
-        height, width = image.shape[-2:]
-        short = (-height % self.multiple, -width % self.multiple)
-        if any(short):
-            image = F.pad(image, (0, short[1], 0, short[0]), mode="replicate")
         x = F.pixel_unshuffle(image, 2)
         kept: list[Tensor] = []
         for depth, block in enumerate(self.down):
@@ -57,5 +52,4 @@ class HalfUNet(nn.Module):
             kept.append(x)
         for block, fine in zip(self.up, kept[-2::-1], strict=True):
             x = block(torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), fine], 1))
-        logits = F.pixel_shuffle(self.read(x), 2)
-        return logits[..., :height, :width]
+        return F.pixel_shuffle(self.read(x), 2)

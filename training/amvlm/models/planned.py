@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from monai.inferers import sliding_window_inference
 from monai.networks.nets import DynUNet
 from pydantic import ValidationError
@@ -34,11 +36,20 @@ class PlannedStudent(nn.Module):
         super().__init__()
         self.plan = plan
         self.network = _network(plan)
+        steps = plan.strides or ((1, 2, 2),) * len(plan.widths)
+        self._multiple = [math.prod(step[axis] for step in steps) for axis in range(3 - plan.dimensions, 3)]
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits as the loss takes them: (B, outputs, H, W), in 3-D (B, outputs, planes, H, W)."""
-        logits: Tensor = self.network(image if self.plan.dimensions == 2 else image[:, None])
-        return logits
+        shape = image.shape[-self.plan.dimensions :]
+        if self.plan.dimensions == 3:
+            image = image[:, None]
+        missing = [-side % by for side, by in zip(shape, self._multiple, strict=True)]
+        if any(missing):
+            image = F.pad(image, [part for by in reversed(missing) for part in (0, by)], mode="replicate")
+        logits: Tensor = self.network(image)
+        inside: Any = (..., *(slice(0, side) for side in shape))
+        return logits[inside]
 
     @torch.no_grad()
     def volume_logits(self, planes: Tensor, spacing_mm: tuple[float, float, float], accurate: bool = False) -> Tensor:

@@ -24,6 +24,7 @@ _LARGEST_PATCH = {"cpu": 160, "cuda": 512, "mps": 320}
 _LARGEST_BLOCK = {"cpu": 64**3, "cuda": 160**3, "mps": 96**3}
 _GPU_WIDTHS = {2: (32, 64, 128, 256, 512, 512), 3: (32, 64, 128, 256, 320)}
 _COARSER = 3.0
+_ALIKE = 2.0
 _FEWEST_SLICES = 10
 _COST_OF_3D = 6.0
 """DynUNet at full resolution against the half-resolution U-Net, per voxel of its input."""
@@ -86,7 +87,7 @@ def make_plan(facts: Fingerprint) -> Plan:
         network="dynunet" if dynunet else "half_unet", widths=draft.widths,
         strides=level_strides(draft.patch, _real_spacing(draft), len(draft.widths)) if dynunet else (),
         exclusive=_exclusive(draft), structures=tuple(s.name for s in facts.structures),
-        largest_part=tuple(_one_part(draft, s) for s in facts.structures), mirror=_mirror(draft), recipe=recipe,
+        largest_part=tuple(_one_part(draft, s) for s in facts.structures), recipe=recipe,
         batch_size=draft.batch, steps=steps, minutes=facts.minutes, reasons=tuple(draft.reasons),
     )  # fmt: skip
 
@@ -233,12 +234,13 @@ def _one_part(draft: _Draft, structure: StructureFacts) -> bool:
     return one
 
 
-def _mirror(draft: _Draft) -> tuple[bool, bool]:
-    return False, False
-
-
 def _context(draft: _Draft) -> int:
-    return 0
+    """Neighbouring slices help where they look alike, and mislead where they lie far apart."""
+    facts = draft.facts
+    if draft.dimensions == 3 or facts.planar or facts.spacing_mm[0] > _ALIKE * max(draft.spacing[1:]):
+        return 0
+    draft.say("neighbours", "one slice on each side", "slices lie as close together as pixels, almost")
+    return 1
 
 
 def _recipe(draft: _Draft) -> Literal["labelled", "two_phase"]:
@@ -260,7 +262,10 @@ def level_strides(
     sides, spacing, found = list(patch), list(spacing_mm), []
     for _ in range(levels - 1):
         finest = min(mm for mm, side in zip(spacing, sides, strict=True) if side >= 8) if max(sides) >= 8 else 0.0
-        step = [2 if side >= 8 and mm < 2 * finest else 1 for side, mm in zip(sides, spacing, strict=True)]
+        step = [
+            2 if side >= 8 and side % 2 == 0 and mm < 2 * finest else 1
+            for side, mm in zip(sides, spacing, strict=True)
+        ]
         sides = [side // by for side, by in zip(sides, step, strict=True)]
         spacing = [mm * by for mm, by in zip(spacing, step, strict=True)]
         found.append((step[0], step[1], step[2]))
