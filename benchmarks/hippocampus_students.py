@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -56,8 +57,6 @@ def study(source: Path, work: Path, labels: int, seed: int) -> LabelStore:
     folder = work / f"hippocampus-{labels}-{seed}"
     if not folder.exists():
         shutil.copytree(template, folder, ignore=shutil.ignore_patterns("cache"))
-        (work / "cache").mkdir(exist_ok=True)
-        (folder / "cache").symlink_to(work / "cache")
         store = LabelStore(folder)
         cases = store.cases("train")
         chosen = np.random.default_rng(100 + seed).permutation(len(cases))[:labels]
@@ -147,6 +146,7 @@ def main() -> None:
     second = commands.add_parser("table")
     second.add_argument("work", type=Path)
     given = parser.parse_args()
+    os.environ["AMVLM_CACHE"] = str(given.work / "cache")  # shared by all studies
     if given.command == "table":
         print("\n".join(table(given.work)))
         return

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,7 +61,6 @@ def prepare(source: Path, work: Path) -> None:
     names = sorted(path.name for path in (source / "Train_Folder" / "img").glob("sub-*"))
     chosen = np.random.default_rng(0).permutation(len(names))[:300]
     held_out = {names[int(index)]: "val" for index in chosen}
-    (work / "cache").mkdir(parents=True, exist_ok=True)
     for percent in FRACTIONS:
         study = work / f"qata-{percent}"
         if study.exists():
@@ -71,7 +71,6 @@ def prepare(source: Path, work: Path) -> None:
         )  # fmt: skip
         print(percent, "%:", report.sentence(), flush=True)
         import_study(source / "Val_Folder", study, structure=STRUCTURE, split="test")
-        (study / "cache").symlink_to(work / "cache")
 
 
 class Untouched(LabelStore):
@@ -185,6 +184,7 @@ def main() -> None:
     third = commands.add_parser("table")
     third.add_argument("work", type=Path)
     given = parser.parse_args()
+    os.environ["AMVLM_CACHE"] = str(given.work / "cache")  # shared by all studies
     if given.command == "prepare":
         prepare(given.source, given.work)
     elif given.command == "run":

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -64,7 +65,6 @@ def prepare(source: Path, work: Path) -> None:
     held_out = {names[int(index)]: "val" for index in chosen}
     print(import_study(source / "Train_Folder", study, structure=STRUCTURE, split="train", splits=held_out).sentence())
     import_study(source / "Val_Folder", study, structure=STRUCTURE, split="test")
-    (study / "cache").symlink_to(work / "cache")
 
 
 def text_side(work: Path, size: int, seed: int, threads: int) -> AmvlmModel:
@@ -266,6 +266,7 @@ def main() -> None:
     third.add_argument("work", type=Path)
     third.add_argument("--size", type=int, default=112)
     given = parser.parse_args()
+    os.environ["AMVLM_CACHE"] = str(given.work / "cache")  # shared by all studies
     if given.command == "prepare":
         prepare(given.source, given.work)
     elif given.command == "run":

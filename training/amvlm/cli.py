@@ -306,12 +306,18 @@ def quality(
 
 
 @app.command()
-def verify(store: StoreFolder) -> None:
+def verify(
+    store: StoreFolder,
+    clean: Annotated[bool, typer.Option("--clean", help="remove what killed programs left")] = False,
+) -> None:
     """Re-hash every mask and image of a study and check its index."""
     from amvlm.store import LabelStore
+    from amvlm.store import clean as run_cleaning
     from amvlm.store import verify as run_verification
 
     opened = LabelStore(store)
+    if clean:
+        typer.echo(f"{len(run_cleaning(opened))} leftovers removed.")
     findings = list(run_verification(opened))
     for finding in findings:
         typer.echo(f"{finding.kind}: {finding.text}")

@@ -59,10 +59,12 @@ def history(store: StoreFolder, case: CaseId, structure: StructureName) -> None:
     """Every revision of a label: when, who, from what, how much by hand."""
     from amvlm.store import LabelStore
 
+    opened = LabelStore(store)
+    opened.require(case, structure)
     table = Table(title=f"{structure} in {case}")
     for column in ("revision", "when", "who", "what", "source", "prompt", "model", "edits"):
         table.add_column(column)
-    for r in LabelStore(store).history(case, structure):
+    for r in opened.history(case, structure):
         table.add_row(
             str(r.revision_id), r.time[:16], r.author, r.kind, r.source, r.prompt, r.model_fingerprint[:8],
             str(r.edited_voxels),
@@ -76,8 +78,10 @@ def restore(
     """Make an earlier revision count again, as a new one."""
     from amvlm.store import LabelStore
 
-    found = LabelStore(store).restore(revision)
-    typer.echo(f"{found.structure} in {found.case_id}: revision {revision} counts again, as {found.revision_id}")
+    restored = LabelStore(store).restore(revision)
+    typer.echo(
+        f"{restored.structure} in {restored.case_id}: revision {revision} counts again, as {restored.revision_id}"
+    )
 
 
 def edit(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from amvlm.imaging.resample import IntensityScale, SliceGrid
+from amvlm.learning.cache import keep_array, kept_array
 from amvlm.store import Case, LabelStore, Revision
 
 _VERSION = 1
@@ -27,8 +26,8 @@ def slices_from(first: int, count: int, depth: int) -> NDArray[np.intp]:
 class SliceBank:
     """Images and masks of a study as squares of ``size`` px.
 
-    The cache lies in ``<store>/cache`` (it may be deleted at any time), one memory-mapped float16 array
-    (Z, 1 or 3, size, size) per image, named by the image's hash.
+    The cache lies in :meth:`LabelStore.cache_folder`, one memory-mapped float16 array (Z, 1 or 3, size, size) per
+    image, named by the image's hash. What is cut or of another shape is made again.
     """
 
     def __init__(self, store: LabelStore, size: int, axis: int | None = None) -> None:
@@ -36,8 +35,7 @@ class SliceBank:
         self.size = size
         self._axis = axis
         across = "" if axis is None else f"-axis{axis}"
-        self._folder = store.folder / "cache" / f"v{_VERSION}-{size}{across}"
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder = store.cache_folder(f"v{_VERSION}-{size}{across}")
         self._cases: dict[str, Case] = {}
         self._open = functools.lru_cache(maxsize=1024)(self._load)
 
@@ -45,7 +43,7 @@ class SliceBank:
         """Make what is missing; yields how many cases are ready."""
         for done, case in enumerate(cases):
             self._cases[case.case_id] = case
-            if not self._path(case).is_file():
+            if kept_array(self._path(case), np.float16, (None, None, self.size, self.size)) is None:
                 self._make(case)
             yield done + 1
 
@@ -95,8 +93,8 @@ class SliceBank:
         if revision.mask_sha256 is None:
             return np.broadcast_to(np.uint8(0), (self.depth(case.case_id), self.size, self.size))
         path = self._folder / f"mask-{revision.mask_sha256}.npy"
-        if not path.is_file():
-            self._keep(path, self._square_mask(case, self._store.read_mask(revision)))
+        if kept_array(path, np.uint8, (None, self.size, self.size)) is None:
+            keep_array(path, self._square_mask(case, self._store.read_mask(revision)))
         planes: NDArray[np.uint8] = np.load(path, mmap_mode="r")
         return planes
 
@@ -104,13 +102,6 @@ class SliceBank:
         grid = SliceGrid.of(self._store.read_image(case).with_array(mask), self.size, self._axis)
         planes = torch.from_numpy(np.ascontiguousarray(grid.stack(mask))).float()[:, None]
         return (grid.to_square(planes)[:, 0] > 0.5).numpy().astype(np.uint8)
-
-    @staticmethod
-    def _keep(path: Path, array: NDArray[Any]) -> None:
-        beside = path.with_suffix(f".{uuid.uuid4().hex}.part")
-        with beside.open("wb") as stream:
-            np.save(stream, array)
-        beside.replace(path)
 
     def _path(self, case: Case) -> Path:
         return self._folder / f"{case.image_sha256}.npy"
@@ -125,4 +116,4 @@ class SliceBank:
         stack = grid.stack(volume.array)
         planes = torch.from_numpy(IntensityScale.of(stack).apply(stack))
         planes = planes.movedim(-1, 1) if planes.ndim == 4 else planes[:, None]
-        self._keep(self._path(case), grid.to_square(planes).numpy().astype(np.float16))
+        keep_array(self._path(case), grid.to_square(planes).numpy().astype(np.float16))

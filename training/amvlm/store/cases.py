@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 
 from amvlm.errors import UserError, printable
+from amvlm.paths import check_sha256
 from amvlm.store.files import ImageFolder, check_image_file
 from amvlm.store.records import Case, NewCase, Structure
 
 COLOURS = ("#e6550d", "#3182bd", "#31a354", "#756bb1", "#d6a400", "#d6336c", "#17a2b8", "#8c6d31")
 LONGEST_NAME = 200
+MOST_VOXELS = 2**33
+_MOST_CASES = 10**9 - 1
 _CASE_ID = re.compile(r"case-\d{5,9}")
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 
@@ -55,17 +58,31 @@ def select_cases(connection: sqlite3.Connection, where: str = "1", *values: obje
 def _case(row: sqlite3.Row) -> Case:
     shape = tuple(int(n) for n in json.loads(row["shape"]))
     affine = np.array(json.loads(row["affine"]), dtype=np.float64)
-    if len(shape) != 3 or min(shape) < 1 or affine.shape != (4, 4) or not np.isfinite(affine).all():
-        raise ValueError("shape or affine")
-    for name in ("patient", "modality", "image_sha256"):
-        if not isinstance(row[name], str):
-            raise TypeError(name)
+    if len(shape) != 3 or min(shape) < 1 or math.prod(shape) > MOST_VOXELS:
+        raise ValueError("shape")
+    if affine.shape != (4, 4) or not np.isfinite(affine).all():
+        raise ValueError("affine")
     return Case(
-        case_id=check_case_id(row["case_id"]), group=row["patient"], split=row["split"], modality=row["modality"],
-        source_laterality=row["source_laterality"], image_sha256=row["image_sha256"],
-        image_file=check_image_file(row["image_file"]), shape=shape, affine=affine,
+        case_id=check_case_id(row["case_id"]), group=text_of(row, "patient"), split=row["split"],
+        modality=text_of(row, "modality"), source_laterality=row["source_laterality"],
+        image_sha256=check_sha256(row["image_sha256"]), image_file=check_image_file(row["image_file"]),
+        shape=(shape[0], shape[1], shape[2]), affine=affine,
         sides_known=bool(row["sides_known"]), planar=bool(row["planar"]),
     )  # fmt: skip
+
+
+def text_of(row: sqlite3.Row, column: str) -> str:
+    """A column that holds text: SQLite itself lets any column hold anything."""
+    if not isinstance(row[column], str):
+        raise TypeError(column)
+    return str(row[column])
+
+
+def number_of(row: sqlite3.Row, column: str) -> Any:
+    """A column that holds a number or nothing."""
+    if not isinstance(row[column], int | float | None):
+        raise TypeError(column)
+    return row[column]
 
 
 def insert_case(connection: sqlite3.Connection, new: NewCase, groups: dict[str, str]) -> Case | None:
@@ -82,6 +99,8 @@ def insert_case(connection: sqlite3.Connection, new: NewCase, groups: dict[str, 
     if connection.execute("SELECT 1 FROM case_ WHERE image_sha256 = ?", (new.image_sha256,)).fetchone():
         return None
     (last,) = connection.execute("SELECT max(CAST(substr(case_id, 6) AS INTEGER)) FROM case_").fetchone()
+    if last is not None and last >= _MOST_CASES:
+        raise UserError("the study has no number left for a further case", remedy="Make another study.")
     case_id = f"case-{(last or 0) + 1:05d}"
     case = Case(
         case_id, groups.setdefault(new.patient or case_id, case_id), new.split, new.modality, new.source_laterality,
@@ -120,7 +139,7 @@ def select_structures(connection: sqlite3.Connection) -> list[Structure]:
 def _structure(row: sqlite3.Row) -> Structure:
     wordings = [tuple(str(word) for word in _list(row[name])) for name in ("aliases", "prompts")]
     colour = row["colour"] if _COLOUR.fullmatch(row["colour"]) else COLOURS[0]
-    return Structure(str(row["name"]), wordings[0], colour, wordings[1])
+    return Structure(text_of(row, "name"), wordings[0], colour, wordings[1])
 
 
 def _list(text: str) -> list[Any]:
@@ -174,8 +193,10 @@ def check_structure_name(name: str) -> str:
 def select_captions(connection: sqlite3.Connection) -> dict[str, list[tuple[str | None, str]]]:
     """Case id → [(structure or None, text in the patient's sides)], volume scope."""
     grouped: dict[str, list[tuple[str | None, str]]] = {}
-    for row in connection.execute("SELECT case_id, structure, text FROM caption WHERE scope = 'volume'"):
-        grouped.setdefault(row["case_id"], []).append((row["structure"], str(row["text"])))
+    with readable_rows():
+        for row in connection.execute("SELECT case_id, structure, text FROM caption WHERE scope = 'volume'"):
+            structure = None if row["structure"] is None else text_of(row, "structure")
+            grouped.setdefault(row["case_id"], []).append((structure, text_of(row, "text")))
     return grouped
 
 

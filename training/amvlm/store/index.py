@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from amvlm.errors import UserError
-from amvlm.imaging.writers import fsync_folder
+from amvlm.imaging.writers import fsync_folder, write_bytes_atomically
 from amvlm.paths import check_store_id, inside
 from amvlm.store.schema import MIGRATIONS, SCHEMA_VERSION, TABLES, check_no_foreign_code, check_tables
 
@@ -49,6 +49,7 @@ _ERRORS: dict[str, tuple[str, str]] = {
 }
 """SQLite's primary result code → what happened, and what to do about it."""
 _MOST_BYTES = 64 * 2**20
+_MOST_REVISIONS = 2**53
 
 
 def sentence_of(error: sqlite3.Error, file: Path) -> UserError:
@@ -92,6 +93,11 @@ class Index:
             )  # fmt: skip
         with self.read() as connection:
             check_tables(connection)
+            numbers = connection.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence").fetchone()
+        if not isinstance(numbers[0], int) or numbers[0] > _MOST_REVISIONS:
+            raise UserError(
+                "the index has no numbers left for labels", file=self.path, remedy=_ERRORS["SQLITE_ERROR"][1]
+            )
 
     @classmethod
     def create(cls, folder: Path) -> None:
@@ -102,19 +108,19 @@ class Index:
         FileExistsError
             If there is one already.
         """
+        with closing(sqlite3.connect(":memory:")) as connection:
+            connection.executescript(TABLES)
+            connection.execute("INSERT INTO meta VALUES (?, ?)", (SCHEMA_VERSION, uuid.uuid4().hex))
+            connection.commit()
+            content = connection.serialize()
         beside = folder / f".{uuid.uuid4().hex}.part"
-        os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        write_bytes_atomically(beside, content)
         try:
-            with closing(sqlite3.connect(beside)) as connection, connection:
-                connection.executescript("PRAGMA synchronous=FULL;" + TABLES)
-                connection.execute("INSERT INTO meta VALUES (?, ?)", (SCHEMA_VERSION, uuid.uuid4().hex))
             if os.name == "nt":
                 beside.rename(folder / FILE_NAME)
             else:
                 os.link(beside, folder / FILE_NAME)  # unlike a rename, this never replaces
             fsync_folder(folder)
-        except sqlite3.Error as error:
-            raise sentence_of(error, folder / FILE_NAME) from error
         finally:
             beside.unlink(missing_ok=True)
 

@@ -7,9 +7,11 @@ import getpass
 import hashlib
 import sqlite3
 from dataclasses import dataclass
+from typing import Any
 
 from amvlm.errors import UserError
-from amvlm.store.cases import is_index_integer, readable_rows, require
+from amvlm.paths import check_sha256
+from amvlm.store.cases import is_index_integer, number_of, readable_rows, require, text_of
 from amvlm.store.records import Kind, Mark, Revision, Source, State
 
 _COLUMNS = (
@@ -34,9 +36,16 @@ class Judgement:
     author: str = ""
 
 
+_NUMBERS = ("revision_id", "parent", "edited_voxels")
+
+
 def _revision(row: sqlite3.Row) -> Revision:
     with readable_rows():
-        return Revision(**{column: row[column] for column in _COLUMNS})
+        values: dict[str, Any] = {
+            c: number_of(row, c) if c in _NUMBERS else text_of(row, c) for c in _COLUMNS if c != "mask_sha256"
+        }
+        sha256 = row["mask_sha256"]
+        return Revision(**values, mask_sha256=None if sha256 is None else check_sha256(sha256))
 
 
 def insert_judgement(connection: sqlite3.Connection, judgement: Judgement, parent: int | None) -> Revision:

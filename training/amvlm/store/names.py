@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import os
+import secrets
 from pathlib import Path
 
 import platformdirs
 
 from amvlm.errors import UserError, printable
+from amvlm.imaging import write_bytes_atomically
 from amvlm.paths import check_store_id
+
+_SECRET_BYTES = 32
 
 
 def _folder() -> Path:
@@ -67,6 +72,27 @@ def _entries(line: str) -> dict[str, str]:
     except (ValueError, RecursionError):
         return {}
     return {str(key): printable(name) for key, name in entries.items()} if isinstance(entries, dict) else {}
+
+
+def user_secret(purpose: str) -> str:
+    """Sixteen letters that only this user can know, the same at every call for one purpose.
+
+    Raises
+    ------
+    UserError
+        If the user's data folder cannot be written.
+    """
+    path = _folder() / "secret"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not path.is_file() or len(path.read_bytes()) != _SECRET_BYTES:
+            write_bytes_atomically(path, secrets.token_bytes(_SECRET_BYTES))
+        key = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"your data folder cannot be used ({error.strerror})", file=path, remedy="Check its permissions."
+        ) from error
+    return hmac.new(key, purpose.encode(), "sha256").hexdigest()[:16]
 
 
 def forget_names(store_id: str) -> None:

@@ -6,11 +6,13 @@ import dataclasses
 import json
 import sqlite3
 from collections.abc import Iterable
+from typing import Any
 
-from amvlm.store.cases import readable_rows
+from amvlm.store.cases import number_of, readable_rows, text_of
 from amvlm.store.labels import now
 from amvlm.store.records import Quality
 
+_TEXTS = ("case_id", "structure", "model_fingerprint", "time")
 _COLUMNS = tuple(field.name for field in dataclasses.fields(Quality))
 
 
@@ -21,9 +23,15 @@ def save_quality(connection: sqlite3.Connection, qualities: Iterable[Quality]) -
     connection.executemany(f"INSERT OR REPLACE INTO quality ({names}) VALUES ({places})", rows)
 
 
+def _quality(row: sqlite3.Row) -> Quality:
+    values: dict[str, Any] = {column: text_of(row, column) for column in _TEXTS}
+    values |= {column: number_of(row, column) for column in _COLUMNS if column not in (*_TEXTS, "flags")}
+    return Quality(**values, flags=tuple(map(str, json.loads(row["flags"]))))
+
+
 def select_quality(connection: sqlite3.Connection) -> dict[tuple[str, str], Quality]:
     """(case id, structure) → what the newest look at its pseudo-label gave."""
     rows = connection.execute(f"SELECT {', '.join(_COLUMNS)} FROM quality").fetchall()
     with readable_rows():
-        qualities = [Quality(**{**dict(row), "flags": tuple(map(str, json.loads(row["flags"])))}) for row in rows]
+        qualities = [_quality(row) for row in rows]
     return {(q.case_id, q.structure): q for q in qualities}

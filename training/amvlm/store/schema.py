@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sqlite3
 from collections.abc import Callable, Mapping
 
@@ -133,6 +134,7 @@ def _objects(connection: sqlite3.Connection) -> dict[tuple[str, str], str]:
     return {(kind, name): " ".join(str(sql).split()) for kind, name, sql in rows if not name.startswith("sqlite_")}
 
 
+@functools.cache
 def _expected() -> dict[tuple[str, str], str]:
     connection = sqlite3.connect(":memory:")
     try:

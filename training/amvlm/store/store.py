@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from numpy.typing import NDArray
 
 from amvlm.errors import UserError
 from amvlm.imaging import Volume, read_volume
-from amvlm.paths import inside
+from amvlm.paths import check_name, inside
 from amvlm.store import cases, drafts, labels, quality
 from amvlm.store.files import ImageFolder, MaskFolder, sha256_of
 from amvlm.store.index import FILE_NAME, Index
 from amvlm.store.labels import Judgement
+from amvlm.store.names import user_secret
 from amvlm.store.records import Case, Mark, NewCase, Quality, Revision, Snapshot, Source, Split, State, Structure
 
 __all__ = ["FOLDERS", "LabelStore", "sha256_of"]
@@ -102,6 +104,26 @@ class LabelStore:
             for name in FOLDERS:
                 (self.folder / name).rmdir()
             self.folder.rmdir()
+
+    def cache_folder(self, name: str) -> Path:
+        """A folder for what can be made again from the study; it may be deleted at any time.
+
+        Its name holds a secret of this user, so that nobody who hands on a study can plant files in it. The environment
+        variable ``AMVLM_CACHE`` names another place, such as a scratch disk.
+        """
+        elsewhere = os.environ.get("AMVLM_CACHE")
+        if elsewhere:
+            folder = Path(elsewhere) / check_name(name)
+        else:
+            folder = inside(self.folder, "cache", user_secret(self.store_id), check_name(name))
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise UserError(
+                f"the study's cache could not be made ({error.strerror})", file=self.folder,
+                remedy="Check free disk space and that you may write to the study.",
+            ) from error  # fmt: skip
+        return folder
 
     # -- cases and structures -------------------------------------------------------------------------
 
