@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 
@@ -234,6 +235,65 @@ def test_overlapping_structures_learn_by_a_sigmoid_each() -> None:
     both = plain(batch._replace(labels=stacked), plan)
     expected = masked_dice_bce(student.eval()(both.image), both.labels, both.known)
     assert patch_loss(student, both).item() == pytest.approx(expected.item())
+
+
+# -- a session -----------------------------------------------------------------------------------------
+
+
+def _planned_model(model: AmvlmModel, **changes: object) -> AmvlmModel:
+    """An untrained planned student, which copies intensities, beside the text side of ``model``."""
+    plan = _plan(structures=("anterior hippocampus",), largest_part=(True,), exclusive=False, **changes)
+    student = PlannedStudent(plan)
+    student.network = torch.nn.Conv2d(1, 1, 1, bias=False)
+    torch.nn.init.ones_(student.network.weight)
+    return dataclasses.replace(model, student=student.eval(), student_settings=None, plan=plan)
+
+
+def _scan() -> Volume:
+    """A large bright block and a small one far from it, on a coarse, oddly shaped grid."""
+    array = np.zeros((44, 36, 9), np.float32)
+    array[5:20, 5:20, 2:8], array[40:43, 30:34, 8] = 1.0, 1.0
+    return Volume(array, np.diag([1.0, 1.0, 4.0, 1.0]))
+
+
+def test_a_session_answers_the_slice_on_screen_first_and_drops_small_parts_at_the_end(
+    build_model: Callable[..., AmvlmModel],
+) -> None:
+    session = Session(_planned_model(build_model()), _scan())
+    results = list(session.segment("anterior hippocampus", visible=8))
+    assert results[0].indices == [8]
+    assert results[0].prediction[0][41, 32] > 127  # not known yet to be a part of its own
+    assert results[-1].indices == [8]
+    assert results[-1].prediction[0][41, 32] == 0
+    again = session.segment_volume("anterior hippocampus")
+    truth = np.zeros(session.shape, bool)
+    truth[5:20, 5:20, 2:8] = True
+    assert np.array_equal(again["prediction"] > 127, truth)
+
+
+def test_text_and_prediction_meet_on_the_plans_grid(build_model: Callable[..., AmvlmModel]) -> None:
+    model = _planned_model(build_model(), spacing_mm=(0.0, 2.0, 2.0))
+    session = Session(model, _scan())
+    masks = session.segment_volume("anterior hippocampus")
+    lower = np.minimum(masks["text mask"], masks["prediction"]).astype(int)
+    upper = np.maximum(masks["text mask"], masks["prediction"]).astype(int)
+    assert ((masks["merged"] >= lower - 1) & (masks["merged"] <= upper + 1)).all()
+    assert session.signs("anterior hippocampus") is not None
+    unknown = session.segment_volume("liver")
+    assert not unknown["prediction"].any()
+    assert np.array_equal(unknown["merged"], unknown["text mask"])
+
+
+def test_a_scan_stored_otherwise_gets_the_same_mask(build_model: Callable[..., AmvlmModel]) -> None:
+    model, scan = _planned_model(build_model()), _scan()
+    flipped = Volume(scan.array.transpose(2, 0, 1)[:, ::-1], _flipped_affine())
+    first, second = (Session(model, each).segment_volume("anterior hippocampus") for each in (scan, flipped))
+    assert np.array_equal(first["prediction"], second["prediction"])
+
+
+def _flipped_affine() -> np.ndarray:
+    """Storage axes slices, rows (reversed), columns → the world of :func:`_scan`."""
+    return np.array([[0, -1.0, 0, 43], [0, 0, 1.0, 0], [4.0, 0, 0, 0], [0, 0, 0, 1]])
 
 
 # -- a run ---------------------------------------------------------------------------------------------

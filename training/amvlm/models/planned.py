@@ -73,17 +73,20 @@ class PlannedStudent(nn.Module):
         """
         was_training = self.training
         self.eval()
-        box = self._region(planes, spacing_mm)
-        found = torch.full((len(self.plan.structures), len(planes), *planes.shape[-2:]), SURELY_NOT)
-        found[(slice(None), *box)] = self._inside(planes, box, accurate)
+        box = self.region(planes, spacing_mm)
+        found = self.slices_logits(planes, torch.arange(len(planes)), box, accurate)
         for index, alone in enumerate(self.plan.largest_part):
             if alone:
                 keep_largest_part(found[index])
         self.train(was_training)
         return found
 
-    def _region(self, planes: Tensor, spacing_mm: tuple[float, float, float]) -> Box:
-        """Where the structures are: the largest part of a coarse answer, grown to the plan's region."""
+    @torch.no_grad()
+    def region(self, planes: Tensor, spacing_mm: tuple[float, float, float]) -> Box:
+        """Where the structures are: the largest part of a coarse answer, grown to the plan's region.
+
+        Everywhere, if the plan has no region or the coarse answer is empty.
+        """
         shape = (len(planes), planes.shape[-2], planes.shape[-1])
         everywhere = (slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2]))
         if self.plan.region_mm is None:
@@ -102,8 +105,16 @@ class PlannedStudent(nn.Module):
         grown = (slice(slices.start - step, slices.stop + step), box[1], box[2])
         return grown_box(grown, sides, shape)
 
-    def _inside(self, planes: Tensor, box: Box, accurate: bool) -> Tensor:
-        places = torch.arange(box[0].start, box[0].stop)
+    @torch.no_grad()
+    def slices_logits(self, planes: Tensor, places: Tensor, box: Box, accurate: bool = False) -> Tensor:
+        """Logits (S, len(places), H, W) of some slices, surely not outside the box; in 3-D ``places`` are all."""
+        found = torch.full((len(self.plan.structures), len(places), *planes.shape[-2:]), SURELY_NOT)
+        inside = ((places >= box[0].start) & (places < box[0].stop)).nonzero().flatten()
+        if len(inside):
+            found[:, inside, box[1], box[2]] = self._inside(planes, places[inside], box, accurate)
+        return found
+
+    def _inside(self, planes: Tensor, places: Tensor, box: Box, accurate: bool) -> Tensor:
         logits = self._windows(planes, places, box, overlap=0.5)
         if not accurate:
             return logits
@@ -186,12 +197,15 @@ def largest_part(mask: Any) -> Any:
     return labels == 1 + int(np.bincount(labels.ravel())[1:].argmax())
 
 
-def keep_largest_part(logits: Tensor) -> None:
-    """In place: foreground of (Z, H, W) outside its largest part becomes surely background."""
+def keep_largest_part(logits: Tensor) -> Tensor:
+    """In place: foreground of (Z, H, W) outside its largest part becomes surely background; which slices changed."""
     mask = (logits > 0).numpy()
     kept = largest_part(mask)
-    if kept is not None:
-        logits[torch.from_numpy(mask & ~kept)] = SURELY_NOT
+    if kept is None:
+        return torch.zeros(len(logits), dtype=torch.bool)
+    lost = torch.from_numpy(mask & ~kept)
+    logits[lost] = SURELY_NOT
+    return lost.any((1, 2))
 
 
 def _window(patch: tuple[int, int], sides: tuple[int, int]) -> tuple[int, int]:
