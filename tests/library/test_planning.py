@@ -17,6 +17,7 @@ from amvlm.planning import (
     StructureFacts,
     bounding_box,
     intensities,
+    looks_like_hounsfield,
     make_plan,
     mask_facts,
     overlap,
@@ -85,6 +86,14 @@ def test_few_minutes_shrink_width_then_patch_then_double_the_spacing() -> None:
     assert coarse.spacing_mm == (0.0, 3.0, 3.0)
     for plan in (narrow, small, coarse):
         assert plan.steps * plan.batch_size >= FEWEST_PATCHES - plan.batch_size
+
+
+def test_the_spacing_doubles_only_while_small_structures_keep_eight_pixels() -> None:
+    slow = Machine(seconds_per_megapixel=4.0)
+    adrenal = (_structure("adrenal", (20, 18, 20)), _structure("liver", (80, 84, 100)))
+    plan = make_plan(_heart(minutes=0.5, machine=slow, structures=adrenal))  # 18 mm are 6 pixels of 3 mm
+    assert plan.spacing_mm == (0.0, 1.5, 1.5)
+    assert "fewer than the 8,000" in next(r.why for r in plan.reasons if r.choice == "length")
 
 
 def test_too_few_minutes_are_refused_with_how_many_would_do() -> None:
@@ -190,6 +199,14 @@ def test_structures_overlap_only_where_a_voxel_belongs_to_two() -> None:
     assert not overlap([first, second])
     second[0, 0, 0] = 1
     assert overlap([first, second])
+
+
+def test_a_ct_without_a_modality_is_known_by_its_air() -> None:
+    air = np.full((10, 20, 20), -1000, np.int16)
+    air[3:7, 5:15, 5:15] = 60
+    assert looks_like_hounsfield(air)
+    assert not looks_like_hounsfield(air + 1000)
+    assert not looks_like_hounsfield(np.full((2, 2, 2), np.nan))
 
 
 def test_foreground_intensities_by_hand() -> None:

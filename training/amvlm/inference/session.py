@@ -207,7 +207,7 @@ class Session:
             self._areas[batch] = torch.from_numpy((text_mask > 127).sum((1, 2), dtype=np.float32))
             done += len(batch)
             yield SliceResult(batch, text_mask, prediction, merged, done, self.slices)
-        if structure is not None and not whole:  # smaller parts, known once all slices are there
+        if structure is not None and not whole and self._tidied:  # smaller parts, known once all slices are there
             for batch in _batches(self._tidied, self._at_once()):
                 yield SliceResult(batch, *self._masks(batch, weights, bias, structure), self.slices, self.slices)
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from amvlm.events import AnyEvent, Progress
-from amvlm.imaging.orientation import slice_axis, to_canonical
+from amvlm.imaging.orientation import evenly_spread, slice_axis, to_canonical
 from amvlm.learning.fitting import patch_loss
 from amvlm.learning.patches import PatchBatch
 from amvlm.learning.prepared import grid_of
@@ -27,6 +27,7 @@ from amvlm.planning import (
     Plan,
     foreground_sample,
     intensities,
+    looks_like_hounsfield,
     mask_facts,
     overlap,
     structure_facts,
@@ -42,6 +43,7 @@ def fingerprint_of(study: Study, minutes: float, machine: Machine) -> Generator[
     together: list[MaskFacts] = []
     samples: list[NDArray[np.float64]] = []
     exclusive, channels = True, 1
+    modalities: dict[str, str] = {}
     for done, (case_id, revisions) in enumerate(study.training.items()):
         volume = study.store.read_image(study.cases[case_id])
         stack, spacing = stack_of(volume, axis)
@@ -56,12 +58,14 @@ def fingerprint_of(study: Study, minutes: float, machine: Machine) -> Generator[
             union = np.any([mask > 0 for mask in masks.values()], axis=0)
             together += [facts for facts in [mask_facts(union, spacing)] if facts is not None]
             exclusive = exclusive and not overlap(list(masks.values()))
-            if volume.modality == "CT":
+            if not volume.modality and stack.ndim == 3 and looks_like_hounsfield(evenly_spread(stack)):
+                modalities[case_id] = "CT"
+            if modalities.get(case_id, volume.modality) == "CT":
                 samples.append(foreground_sample(stack, union))
         if done % 10 == 9:
             yield Progress(stage="measuring the study", step=done + 1, steps=len(study.training))
     return Fingerprint(
-        cases=tuple(_case_facts(study, case_id, axis) for case_id in study.cases), axis=axis,
+        cases=tuple(_case_facts(study, case_id, axis, modalities) for case_id in study.cases), axis=axis,
         channels=3 if channels == 3 else 1, planar=study.planar,
         structures=tuple(structure_facts(name, masks) for name, masks in by_structure.items()),
         exclusive=exclusive, foreground=intensities(samples), region_mm=structure_facts("all", together).extent_mm,
@@ -111,9 +115,8 @@ def _axis_of(study: Study) -> Literal[0, 1, 2]:
     return max(axes, key=lambda axis: (votes[axis], axis))
 
 
-def _case_facts(study: Study, case_id: str, axis: int) -> CaseFacts:
+def _case_facts(study: Study, case_id: str, axis: int, modalities: dict[str, str]) -> CaseFacts:
     case = study.cases[case_id]
     stack, spacing = stack_of(grid_of(case), axis)
-    return CaseFacts(
-        shape=(stack.shape[0], stack.shape[1], stack.shape[2]), spacing_mm=spacing, modality=case.modality
-    )
+    shape = (stack.shape[0], stack.shape[1], stack.shape[2])
+    return CaseFacts(shape=shape, spacing_mm=spacing, modality=modalities.get(case_id, case.modality))

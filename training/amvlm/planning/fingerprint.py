@@ -166,6 +166,14 @@ def foreground_sample(image: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.flo
     return values[:: max(1, math.ceil(len(values) / _FOREGROUND_VOXELS))]
 
 
+def looks_like_hounsfield(image: NDArray[Any]) -> bool:
+    """Whether a scan that names no modality is a CT by its values: air near −1000, nothing beyond metal."""
+    values = image[np.isfinite(image)] if np.issubdtype(image.dtype, np.floating) else image
+    if values.size == 0:
+        return False
+    return -1100 <= float(np.quantile(values, 0.01)) <= -500 and float(values.max()) <= 32_000
+
+
 def intensities(samples: Sequence[NDArray[np.float64]]) -> Intensities | None:
     """Statistics of the foreground over all scans; None without any."""
     values = np.concatenate(samples) if samples else np.empty(0)

@@ -29,6 +29,7 @@ _FEWEST_SLICES = 10
 _COST_OF_3D = 6.0
 """DynUNet at full resolution against the half-resolution U-Net, per voxel of its input."""
 _FEW_PARTS_FROM = 3
+_FEWEST_PIXELS = 8
 _TWO_PHASES_FROM = 20_000
 _SPREAD = 10.0
 
@@ -48,6 +49,7 @@ class _Draft:
     reasons: list[Reason] = field(default_factory=list)
 
     def say(self, choice: str, value: str, why: str) -> None:
+        """Give a reason; one that came before for the same choice stays, as a part of the story."""
         self.reasons.append(Reason(choice=choice, value=value, why=why))
 
     @property
@@ -182,16 +184,35 @@ def _fit_to_the_minutes(draft: _Draft) -> None:
         draft.widths = tuple(width * narrower // draft.widths[0] for width in draft.widths)
     why = f"so that {facts.minutes:g} minutes hold {draft.patches:,.0f} patches on this {_device(facts)}"
     draft.say("width", f"{draft.widths[0]}–{draft.widths[-1]}", why)
-    smallest = _SMALLEST_PATCH
-    while not draft.whole and draft.patches < FEWEST_PATCHES and max(draft.patch) > smallest:
-        rows, columns = (max(min(side, smallest), side - _MULTIPLE) for side in draft.patch[1:])
+    _shrink_patch(draft)
+    _coarsen(draft)
+
+
+def _shrink_patch(draft: _Draft) -> None:
+    before = draft.patch
+    while not draft.whole and draft.patches < FEWEST_PATCHES and max(draft.patch) > _SMALLEST_PATCH:
+        rows, columns = (max(min(side, _SMALLEST_PATCH), side - _MULTIPLE) for side in draft.patch[1:])
         draft.patch = (1, rows, columns)
-        draft.say("patch", " × ".join(map(str, draft.patch[1:])) + " px", "smaller, for the same reason")
-    while draft.patches < FEWEST_PATCHES and min(draft.patch[1:]) >= _SMALLEST_PATCH:
+    if draft.patch != before:
+        draft.say("patch", f"{draft.patch[1]} × {draft.patch[2]} px", "smaller, for the same reason")
+
+
+def _coarsen(draft: _Draft) -> None:
+    """Double the spacing, as long as the smallest structure keeps eight pixels."""
+    smallest = min((min(s.extent_mm[1:]) for s in draft.facts.structures if s.cases), default=math.inf)
+    before = draft.spacing
+    while (
+        draft.patches < FEWEST_PATCHES
+        and min(draft.patch[1:]) >= _SMALLEST_PATCH
+        and smallest / (2 * max(draft.spacing[1:])) >= _FEWEST_PIXELS
+    ):
         draft.spacing = (0.0, 2 * draft.spacing[1], 2 * draft.spacing[2])
         draft.patch = (1, _rounded(draft.patch[1] / 2), _rounded(draft.patch[2] / 2))
-        draft.say("grid", " × ".join(f"{mm:.3g}" for mm in draft.spacing[1:]) + " mm",
-                  "twice the median, for the same reason")  # fmt: skip
+    if draft.spacing != before:
+        times = round(draft.spacing[1] / before[1])
+        shown = " × ".join(f"{mm:.3g}" for mm in draft.spacing[1:])
+        draft.say("grid", f"{shown} mm", f"{times} times the median, for the same reason")
+        draft.say("patch", f"{draft.patch[1]} × {draft.patch[2]} px", "the same extent on the coarser grid")
 
 
 def _region(draft: _Draft) -> tuple[float, float, float] | None:
