@@ -24,9 +24,15 @@ def stop(sentence: str) -> None:
     raise SystemExit(f"run.py: {sentence}")
 
 
+def clean_environment() -> dict[str, str]:
+    """This environment without what names code for Python to run."""
+    unsafe = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONINSPECT", "PYTHONBREAKPOINT")
+    return {name: value for name, value in os.environ.items() if name.upper() not in unsafe}
+
+
 def call(command: list[str], failed: str, **kwargs: object) -> None:
     """Run a set-up command; say in words what to do when it fails."""
-    if subprocess.call(command, **kwargs) != 0:
+    if subprocess.call(command, **{"cwd": ROOT, "env": clean_environment(), **kwargs}) != 0:
         stop(failed)
 
 
@@ -41,6 +47,7 @@ def fingerprint(extras: str) -> str:
 
 def create_environment() -> None:
     print("Creating .venv …", flush=True)
+    os.chdir(ROOT)  # venv starts Python, too
     try:
         venv.create(VENV, with_pip=True)
     except (OSError, subprocess.CalledProcessError):  # Debian ships venv without pip until python3-venv is there
@@ -50,7 +57,7 @@ def create_environment() -> None:
             stop(advice)
         call(["apt-get", "update", "-qq"], advice)
         call(["apt-get", "install", "-y", "-qq", "python3-venv"], advice, stdout=subprocess.DEVNULL)
-        call([sys.executable, "-m", "venv", str(VENV)], advice)
+        call([sys.executable, "-P", "-m", "venv", str(VENV)], advice)
 
 
 def install(extras: str) -> None:
@@ -64,6 +71,7 @@ def install(extras: str) -> None:
     call(
         [
             str(PYTHON),
+            "-P",
             "-m",
             "pip",
             "install",
@@ -77,7 +85,6 @@ def install(extras: str) -> None:
         ],
         "the packages could not be installed. Check the network (or your package index) and run this again; "
         "delete the folder .venv to start over.",
-        cwd=ROOT,
     )
     stamp.write_text(fingerprint(extras))
 
@@ -110,7 +117,7 @@ def install_system_packages() -> None:
     if shutil.which("apt-get") is None or os.geteuid() != 0:
         stop(f"Qt needs system libraries, and Xvfb stands in for a display; {advice}")
     print("Installing system libraries for Qt and Xvfb …", flush=True)
-    quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    quiet = {**clean_environment(), "DEBIAN_FRONTEND": "noninteractive"}
     call(["apt-get", "update", "-qq"], f"apt-get update failed; check the network, or {advice}", env=quiet)
     call(
         ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing],
@@ -121,11 +128,14 @@ def install_system_packages() -> None:
 
 
 def run(*arguments: str, windowed: bool = True) -> int:
-    """Run a Python module of the environment, under Xvfb where a window is needed and no display is there."""
-    command = [str(PYTHON), "-m", *arguments]
+    """Run a Python module of the environment, under Xvfb where a window is needed and no display is there.
+
+    Nothing in the working directory and nothing that ``PYTHONPATH`` names is imported.
+    """
+    command = [str(PYTHON), "-P", "-m", *arguments]
     if windowed and not has_display():
         command = ["xvfb-run", "-a", "-s", "-screen 0 1680x1050x24", *command]
-    return subprocess.call(command, cwd=ROOT)
+    return subprocess.call(command, cwd=ROOT, env=clean_environment())
 
 
 def demo(*arguments: str) -> int:
@@ -147,7 +157,7 @@ def lint() -> int:
     return (
         run("ruff", "check", ".", windowed=False)
         or run("mypy", windowed=False)
-        or subprocess.call([str(BIN / "lint-imports")], cwd=ROOT)
+        or subprocess.call([str(BIN / "lint-imports")], cwd=ROOT, env=clean_environment())
     )
 
 

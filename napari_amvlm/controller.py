@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from napari.utils.notifications import show_error, show_info, show_warning
 from qtpy.QtCore import QObject, QTimer
 
-from amvlm.errors import UserError
 from amvlm.store import LabelStore
 from amvlm.store.names import original_names
+from napari_amvlm import wording
 from napari_amvlm.correcting import Correcting
 from napari_amvlm.engine import Engine, OpenCase
 from napari_amvlm.jobs import Job, Worker
@@ -56,7 +56,9 @@ class Controller(QObject):
         self.store: LabelStore | None = None
         self.layers: CaseLayers | None = None
         self.structure = ""
+        self.case_asked_for = ""
         self.panel: PromptPanel | None = None
+        self._failure = ""
         self.is_side_by_side = True
         self._offered: Callable[[], None] = lambda: None
         self.studies = Studies(self)
@@ -87,14 +89,16 @@ class Controller(QObject):
         words, action = KEYS[key]
 
         def pressed(_: Any) -> None:
-            action(self)
+            self.guard(lambda: action(self))
 
         pressed.__doc__ = words
         return pressed
 
     def eventFilter(self, watched: Any, event: Any) -> bool:  # noqa: N802
-        """Closing the window ends what runs for it within two seconds."""
+        """Closing the window ends what runs for it within two seconds; strokes without a structure get a name first."""
         if event.type() == event.Type.Close and event.isAccepted():
+            if watched.isVisible():
+                self.guard(lambda: self.label.nameless and self.label.unsaved.ask())
             QTimer.singleShot(0, self._close_with_window)
         return False
 
@@ -121,33 +125,37 @@ class Controller(QObject):
     def attach_prompt_panel(self, panel: PromptPanel) -> None:
         """Connect a panel's signals; the newest panel is the one that is shown to."""
         self.panel = panel
-        panel.open_scan_requested.connect(self.studies.ask_for_scan)
-        panel.open_folder_requested.connect(self.studies.ask_for_dicom_folder)
-        panel.open_study_requested.connect(self.studies.ask_for_study)
-        panel.new_study_requested.connect(self.studies.ask_for_new_study)
-        panel.add_scans_requested.connect(self.studies.ask_for_more_scans)
-        panel.export_requested.connect(self.studies.ask_for_export)
-        panel.sample_requested.connect(self.studies.open_sample)
-        panel.case_chosen.connect(self.open_case)
-        panel.structure_chosen.connect(self.structures.choose)
-        panel.new_structure_requested.connect(self.studies.ask_for_structure)
-        panel.prompt_submitted.connect(self.prompting.run)
-        panel.cancel_requested.connect(self.prompting.cancel)
-        panel.model_chosen.connect(self.prompting.choose_model)
-        panel.threshold_changed.connect(self.prompting.apply_threshold)
-        panel.threshold_released.connect(self.label.follow)
-        panel.plane_chosen.connect(self.viewing.show_plane)
-        panel.window_chosen.connect(self.viewing.show_window)
-        panel.copy_brush_chosen.connect(self.correcting.use_copy_brush)
-        panel.correction_requested.connect(self.correcting.apply)
-        panel.offer_taken.connect(self._take_offer)
-        panel.keys_requested.connect(self.show_keys)
-        panel.start_requested.connect(self.label.start_from)
-        panel.view_chosen.connect(self.show_side_by_side)
-        panel.accepted.connect(self.judging.accept)
-        panel.absent_marked.connect(self.judging.mark_absent)
-        panel.skipped.connect(self.judging.skip)
-        panel.label_undone.connect(self.judging.undo)
+        wires = (
+            (panel.open_scan_requested, self.studies.ask_for_scan),
+            (panel.open_folder_requested, self.studies.ask_for_dicom_folder),
+            (panel.open_study_requested, self.studies.ask_for_study),
+            (panel.new_study_requested, self.studies.ask_for_new_study),
+            (panel.add_scans_requested, self.studies.ask_for_more_scans),
+            (panel.export_requested, self.studies.ask_for_export),
+            (panel.sample_requested, self.studies.open_sample),
+            (panel.case_chosen, self.open_case),
+            (panel.structure_chosen, self.structures.choose),
+            (panel.new_structure_requested, self.studies.ask_for_structure),
+            (panel.prompt_submitted, self.prompting.run),
+            (panel.cancel_requested, self.prompting.cancel),
+            (panel.model_chosen, self.prompting.choose_model),
+            (panel.threshold_changed, self.prompting.apply_threshold),
+            (panel.threshold_released, self.label.follow),
+            (panel.plane_chosen, self.viewing.show_plane),
+            (panel.window_chosen, self.viewing.show_window),
+            (panel.copy_brush_chosen, self.correcting.use_copy_brush),
+            (panel.correction_requested, self.correcting.apply),
+            (panel.offer_taken, self._take_offer),
+            (panel.keys_requested, self.show_keys),
+            (panel.start_requested, self.label.start_from),
+            (panel.view_chosen, self.show_side_by_side),
+            (panel.accepted, self.judging.accept),
+            (panel.absent_marked, self.judging.mark_absent),
+            (panel.skipped, self.judging.skip),
+            (panel.label_undone, self.judging.undo),
+        )
+        for signal, method in wires:
+            signal.connect(self.slot(method))
         panel.show_idle()
         self.refresh_lists()
 
@@ -158,6 +166,7 @@ class Controller(QObject):
         self.training.attach(panel)
 
     def notice(self, text: str, warning: bool = False) -> None:
+        self._failure = ""
         if self.panel is not None:
             self.panel.show_notice(text, warning)
 
@@ -170,21 +179,35 @@ class Controller(QObject):
     def _take_offer(self) -> None:
         self._offered()
 
-    def fail(self, text: str) -> None:
+    def fail(self, text: str, once: bool = False) -> None:
+        """Say what went wrong; what runs by itself says the same thing ``once``, until something else was said."""
+        if once and text == self._failure:
+            return
         self.judging.failed()
         if self.panel is not None:
             self.panel.show_idle()
             self.panel.enable_judging(True)
         self.notice(text, warning=True)
-        show_error(text)
+        self._failure = text
+        show_error(wording.unmarked(text))
 
-    def guard(self, call: Callable[[], Any]) -> Any:
-        """Run a quick store call; what a person can mend becomes a notification."""
+    def guard(self, call: Callable[[], Any], once: bool = False) -> Any:
+        """Run what a person or a timer asked for; an error becomes a sentence, and None is returned."""
         try:
             return call()
-        except UserError as error:
-            self.fail(str(error))
+        except Exception as error:  # noqa: BLE001 - every action ends here: no traceback reaches a person
+            text = wording.sentence(error)
+            if not self.worker.closed:
+                self.fail(text, once)
             return None
+
+    def slot(self, method: Callable[..., Any], once: bool = False) -> Callable[..., None]:
+        """A method as something for a signal or a timer to call; see :meth:`guard`."""
+
+        def called(*values: Any) -> None:
+            self.guard(lambda: method(*values), once)
+
+        return called
 
     # -- cases ------------------------------------------------------------------------------------------------
 
@@ -192,12 +215,18 @@ class Controller(QObject):
         """Open a case of the study; unsaved work of the one before is kept as a draft."""
         if self.store is None:
             return
-        store, structure = self.store, self.structure
-        title = original_names(store.store_id).get(case_id, case_id)
+        self.case_asked_for = case_id
         self.leave_case()
+        store, structure = self.store, self.structure  # leaving may have named it
+        title = self.titles().get(case_id, case_id)
         self.submit(
             lambda: self.engine.open_case(store, case_id, structure, title), on_result=self.show_case, text="Opening …"
         )
+
+    def titles(self) -> dict[str, str]:
+        """Case id → the name of the file that the case came from, where this machine knows it."""
+        names = original_names(self.store.store_id) if self.store is not None else {}
+        return {case_id: wording.printable(name) for case_id, name in names.items()}
 
     def show_case(self, opened: OpenCase) -> None:
         """Put an opened scan on screen in the place of the one before."""
@@ -211,6 +240,7 @@ class Controller(QObject):
             self.viewer.dims.ndisplay = 2
         self.correcting.stop()
         self.layers = CaseLayers(self.viewer, opened, before, self.threshold)
+        self.case_asked_for = self.open_case_id
         self.label.begin(opened.label)
         self.label.watch(self.layers.labels[LABEL])
         self.layers.side_by_side(self.is_side_by_side)
@@ -227,7 +257,7 @@ class Controller(QObject):
         if opened.case is None:
             sentences = [*sentences, "This scan is in no study: make one to keep labels."]
         self.notice("\n".join(sentences), bool(opened.notes))
-        if opened.draft:
+        if not self.label.put_back() and opened.draft:
             self.label.offer_to_discard()
         self.refresh_lists()
         self.reviewing.case_opened()
@@ -243,18 +273,20 @@ class Controller(QObject):
     def next_case(self) -> None:
         case_id = self.reviewing.next_to_judge()
         if case_id is None:
-            show_info("Every case is judged for this structure.")
+            self.tell("Every case is judged for this structure.")
         else:
             self.open_case(case_id)
 
     def refresh_lists(self) -> None:
         """Cases, structures and models, as they are now."""
-        store = self.store
+        self.guard(self._refresh_lists, once=True)
 
+    def _refresh_lists(self) -> None:
+        store = self.store
         self.prompting.list_models()
         if self.panel is None or store is None:
             return
-        names, states = original_names(store.store_id), store.states()
+        names, states = self.titles(), store.states()
         marks = {"accepted": "✓", "absent": "∅", "skipped": "↷", "rejected": "✕", "draft": "✎"}
         rows = []
         for case in store.cases():
@@ -271,20 +303,27 @@ class Controller(QObject):
         self.show_state()
 
     def show_state(self) -> None:
+        self.guard(self._show_state, once=True)
+
+    def _show_state(self) -> None:
         case = self.layers.opened.case if self.layers is not None else None
         if self.panel is None or self.store is None or case is None:
             return
+        test = " This case is kept for testing and never trained on." if case.split == "test" else ""
+        structure = wording.printable(self.structure)
+        if not structure:
+            self.panel.show_state(f"This study has no structure yet: name the first one with New….{test}")
+            return
         state = self.store.state(case.case_id, self.structure)
         sentences = {
-            "unknown": f"{self.structure}: not judged yet.",
-            "draft": f"{self.structure}: work in progress, saved as a draft.",
-            "accepted": f"{self.structure}: accepted.",
-            "absent": f"{self.structure}: marked absent.",
-            "rejected": f"{self.structure}: rejected.",
-            "skipped": f"{self.structure}: skipped.",
+            "unknown": f"{structure}: not judged yet.",
+            "draft": f"{structure}: work in progress, saved as a draft.",
+            "accepted": f"{structure}: accepted.",
+            "absent": f"{structure}: marked absent.",
+            "rejected": f"{structure}: rejected.",
+            "skipped": f"{structure}: skipped.",
         }
-        test = " This case is kept for testing and never trained on." if case.split == "test" else ""
-        self.panel.show_state(sentences[state] + test)
+        self.panel.show_state(sentences.get(state, f"{structure}: {state}.") + test)
 
     # -- the view ---------------------------------------------------------------------------------------------
 
@@ -324,8 +363,7 @@ class Controller(QObject):
     def show_keys(self) -> Any:
         """List every key and mouse gesture of ours in one window."""
         ours = {key: words.removeprefix("AMVLM: ") for key, (words, _) in KEYS.items()}
-        window = getattr(self.viewer.window, "_qt_window", None)
-        return show_table("Keys and mouse", {**ours, **FURTHER_KEYS}, window)
+        return show_table("Keys and mouse", {**ours, **FURTHER_KEYS}, self.window)
 
     def submit(self, work: Any, *, on_result: Any, text: str, owner: object = None, on_choice: Any = None) -> None:
         """Run something in the worker, with a bar that says what."""
@@ -340,5 +378,13 @@ class Controller(QObject):
             Job(work, owner=owner, on_result=on_result, on_end=ended, on_error=self.fail, on_choice=on_choice)
         )
 
+    def tell(self, text: str) -> None:
+        show_info(wording.unmarked(text))
+
     def warn(self, text: str) -> None:
-        show_warning(text)
+        show_warning(wording.unmarked(text))
+
+    @property
+    def window(self) -> Any:
+        """The main window, as the parent of another; None without one."""
+        return getattr(self.viewer.window, "_qt_window", None)

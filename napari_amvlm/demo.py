@@ -6,11 +6,15 @@ driven through the whole loop and leaves screenshots and a table.
 
 from __future__ import annotations
 
+import os
+import sys
+
+if not sys.flags.safe_path and sys.path and sys.path[0] in ("", os.getcwd()):
+    del sys.path[0]  # ``-m`` puts the working directory there: nothing is imported from it
+
 import argparse
 import json
-import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from amvlm.errors import UserError, printable
 from amvlm.imaging import Volume, obliquity_deg, read_volume, to_canonical, to_display, to_original
 from amvlm.store import Case, LabelStore, Revision
 
@@ -36,11 +37,12 @@ class OpenCase:
     draft: bool
     others: dict[str, Mask]
     colours: dict[str, str]
+    problems: tuple[str, ...] = ()
 
     @property
     def notes(self) -> list[str]:
         """What the person should know about this scan before looking at sides and lengths."""
-        found = list(self.volume.notes)
+        found = [*self.problems, *self.volume.notes]
         if not self.volume.sides_known and not any("left" in note for note in found):
             found.append("The file does not say which side is the patient's left: check sides yourself.")
         tilt = obliquity_deg(self.volume)
@@ -87,17 +89,22 @@ class Engine:
         self._session: Session | None = None
         self._session_key: tuple[Path, int] | None = None
 
-    def models(self, store: LabelStore | None) -> Iterator[list[ModelEntry]]:
-        """List the models; the first call imports the library."""
+    def models(self, store: LabelStore | None) -> Iterator[tuple[list[ModelEntry], list[str]]]:
+        """List the models, and a sentence for each that cannot be read; the first call imports the library."""
         from amvlm.inference import available_models
         from amvlm.models.bundle import read_card
 
         self._settle_garbage()
-        entries = []
+        entries, refused = [], []
         for name, folder in available_models(store).items():
-            card = read_card(folder)
+            try:
+                card = read_card(folder)
+            except (UserError, ValueError, OSError, RecursionError) as error:  # one card must not hide the others
+                reason = str(error) if isinstance(error, UserError) else "its card cannot be read."
+                refused.append(f"The model {printable(name)} was left out: {reason}")
+                continue
             entries.append(ModelEntry(name, folder, card.kind, tuple(s.name for s in card.structures)))
-        yield entries
+        yield entries, refused
 
     def _settle_garbage(self) -> None:
         """Take the loaded libraries out of the garbage collector's view, once.
@@ -121,21 +128,28 @@ class Engine:
         """Read a scan that is in no study; raises ``ChoiceNeeded`` where somebody has to say which."""
         self._session = self._session_key = None  # the scan before goes, before another takes its memory
         volume = read_volume(path, volume_index, series)
-        yield _opened(volume, path.name, None, None, False, {}, {})
+        yield _opened(volume, printable(path.name), None, None, False, {}, {})
 
     def open_case(self, store: LabelStore, case_id: str, structure: str, title: str) -> Iterator[OpenCase]:
         """Read a case of a study with its current label, and unsaved work on top of it."""
         self._session = self._session_key = None
         case = store.case(case_id)
         volume = store.read_image(case)
-        label, draft = self._label(store, case, structure, volume)
-        others = {
-            r.structure: _canonical(store.read_mask(r), volume)
-            for r in store.snapshot().revisions
-            if r.case_id == case_id and r.structure != structure and r.kind == "accepted"
-        }
+        problems: list[str] = []
+        label, draft = None, False
+        try:
+            label, draft = self._label(store, case, structure, volume)
+        except UserError as error:  # the scan can be looked at, and outlined again
+            problems.append(f"The label of {printable(structure)} cannot be shown: {error}")
+        others = {}
+        for r in store.snapshot().revisions:
+            if r.case_id == case_id and r.structure != structure and r.kind == "accepted":
+                try:
+                    others[r.structure] = _canonical(store.read_mask(r), volume)
+                except UserError as error:
+                    problems.append(f"The outline of {printable(r.structure)} cannot be shown: {error}")
         colours = {s.name: s.colour for s in store.structures()}
-        yield _opened(volume, title, case, label, draft, others, colours)
+        yield _opened(volume, title, case, label, draft, others, colours, tuple(problems))
 
     def label_of(
         self, store: LabelStore, case: Case, structure: str, volume: Volume
@@ -188,8 +202,12 @@ class Engine:
     def save_draft(self, store: LabelStore, case: Case, structure: str, label: Mask, volume: Volume) -> Iterator[bool]:
         """Autosave the slices that hold something or held something before."""
         stored = to_original(label, volume)
-        held = store.load_draft(case.case_id, structure)
-        touched = {int(k) for k in np.flatnonzero(stored.any(axis=(0, 1)))} | set(held)
+        try:
+            held = set(store.load_draft(case.case_id, structure))
+        except UserError:  # it cannot be read, and the whole label is here
+            store.discard_draft(case.case_id, structure)
+            held = set()
+        touched = {int(k) for k in np.flatnonzero(stored.any(axis=(0, 1)))} | held
         store.save_draft(case.case_id, structure, {k: stored[:, :, k] for k in sorted(touched)})
         yield True
 
@@ -200,9 +218,13 @@ class Engine:
         yield Measures(dice(text_mask, prediction), dice(text_mask, label), *(size * voxel_ml for size in sizes))
 
     def thumbnails(self, store: LabelStore, case_ids: list[str]) -> Iterator[tuple[str, int, int, bytes]]:
-        """Case id, width, height and RGB bytes of each case's middle slice."""
+        """Case id, width, height and RGB bytes of each case's middle slice; a scan that cannot be read has none."""
         for case_id in case_ids:
-            yield case_id, *_picture(store.read_image(store.case(case_id)), 44)
+            try:
+                picture = _picture(store.read_image(store.case(case_id)), 44)
+            except UserError:  # said when the case is opened
+                continue
+            yield case_id, *picture
 
     def assess(self, model: Path, store: LabelStore) -> Iterator[tuple[int, int]]:
         """Grade the pseudo-labels of every unjudged case but the test cases; closed early, what was graded is kept."""
@@ -250,11 +272,11 @@ def _picture(volume: Volume, size: int) -> tuple[int, int, bytes]:
     extent = np.array([middle.shape[0] * spacing[1], middle.shape[1] * spacing[0]])
     rows, columns = (max(1, round(float(size * e / extent.max()))) for e in extent)
     places = [np.linspace(0, n - 1, m).round().astype(int) for n, m in zip(middle.shape, (rows, columns), strict=False)]
-    small = middle[np.ix_(*places)].astype(np.float32)
+    small = np.nan_to_num(middle[np.ix_(*places)].astype(np.float32), posinf=0, neginf=0)
     if small.ndim == 2:
-        low, high = np.nanquantile(small, (0.01, 0.99))
+        low, high = np.quantile(small, (0.01, 0.99))
         small = np.repeat((small - low)[..., None] / max(1e-6, high - low) * 255, 3, 2)
-    return columns, rows, np.ascontiguousarray(np.nan_to_num(small).clip(0, 255).astype(np.uint8)).tobytes()
+    return columns, rows, np.ascontiguousarray(small.clip(0, 255).astype(np.uint8)).tobytes()
 
 
 def _canonical(label: Mask, volume: Volume) -> Mask:
@@ -269,10 +291,11 @@ def _opened(
     draft: bool,
     others: dict[str, Mask],
     colours: dict[str, str],
+    problems: tuple[str, ...] = (),
 ) -> OpenCase:
     canonical = to_canonical(volume)
     spacing = canonical.spacing_mm
     return OpenCase(
         volume, canonical.array, (float(spacing[0]), float(spacing[1]), float(spacing[2])), title, case,
-        None if label is None else _canonical(label, volume), draft, others, colours,
+        None if label is None else _canonical(label, volume), draft, others, colours, problems,
     )  # fmt: skip

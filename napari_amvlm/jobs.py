@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import queue
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from qtpy.QtCore import QObject, Signal
 
-from amvlm.errors import ChoiceNeeded, UserError
+from amvlm.errors import ChoiceNeeded
+from napari_amvlm.wording import sentence
 
 Work = Callable[[], Iterator[Any]]
 
@@ -115,11 +115,13 @@ class Worker(QObject):
         except ChoiceNeeded as question:
             answer = job.on_choice or (lambda asked: job.on_error(str(asked)))
             self._send(job, lambda question=question: answer(question), last=True)
-        except UserError as error:
-            self._send(job, lambda text=str(error): job.on_error(text), last=True)
-        except Exception:  # noqa: BLE001 - the window must live on, and say what went wrong
-            text = f"Something went wrong inside the plugin: {traceback.format_exc(limit=-1).strip()}"
-            self._send(job, lambda: job.on_error(text), last=True)
+        except BaseException as error:  # noqa: BLE001 - whatever a job raises, an exit too, this thread must live on
+            self._send(job, lambda error=error: job.on_error(sentence(error)), last=True)
+
+    def tell(self, call: Callable[[], None]) -> None:
+        """For a job's own use: call something in the window's thread, such as a sign of progress."""
+        if not self._closed:
+            self._delivered.emit((None, False), call)
 
     def _let_pass(self) -> None:
         """Run what came in while a polite job goes on; other polite ones wait for their turn."""
@@ -137,10 +139,17 @@ class Worker(QObject):
         if not self._closed:
             self._delivered.emit((job, last), call)
 
-    def _deliver(self, which: tuple[Job, bool], call: Callable[[], None]) -> None:
+    def _deliver(self, which: tuple[Job | None, bool], call: Callable[[], None]) -> None:
         job, last = which
-        if last:
+        if job is not None and last:
             self._pending.remove(job)
             self.busy_changed.emit(self.busy)
-        if not self._closed and (last or not job.cancelled.is_set()):
+        if self._closed or (job is not None and job.cancelled.is_set() and not last):
+            return
+        try:
             call()
+        except Exception as error:  # noqa: BLE001 - Qt would end the program, napari show a traceback
+            text = sentence(error)
+            if job is not None:
+                job.cancel()
+                job.on_error(text)

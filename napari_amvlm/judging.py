@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from amvlm.store import Case, LabelStore, Mark
 from napari_amvlm.engine import OpenCase
 from napari_amvlm.jobs import Job
 from napari_amvlm.layers import LABEL
 from napari_amvlm.prompting import KIND
+from napari_amvlm.wording import printable
 
 if TYPE_CHECKING:
     from napari_amvlm.controller import Controller
@@ -28,10 +30,10 @@ class Judging:
         case = layers.opened.case if layers is not None else None
         if controller.store is None or layers is None or case is None:
             controller.notice("This scan is in no study: make one to keep labels.", True)
-        elif not controller.structure:
-            controller.notice("Add a structure first.", True)
         elif self.saving or controller.worker.has_job_of(layers.opened, KIND):
             controller.notice("Wait until the prompt has finished, or cancel it.", True)
+        elif not controller.structures.exists(controller.structure) and not controller.label.unsaved.ask():
+            controller.notice("Name the structure first: what you painted stays on screen.", True)
         else:
             return controller.store, layers.opened, case
         return None
@@ -54,7 +56,8 @@ class Judging:
         controller.worker.submit(
             Job(
                 lambda: controller.engine.accept(store, case, structure, label, opened.volume, origin),
-                on_result=lambda _: self._judged(f"{structure} accepted in {opened.title}."), on_error=controller.fail,
+                on_result=lambda _: self._judged(f"{printable(structure)} accepted in {opened.title}."),
+                on_error=self._refused,
             )
         )  # fmt: skip
 
@@ -63,8 +66,8 @@ class Judging:
         if (ready := self._ready()) is not None:
             store, opened, case = ready
             structure = self._controller.structure
-            if self._controller.guard(lambda: store.mark_absent(case.case_id, structure)):
-                self._judged(f"{structure} marked absent in {opened.title}.")
+            if self._tried(lambda: store.mark_absent(case.case_id, structure)):
+                self._judged(f"{printable(structure)} marked absent in {opened.title}.")
 
     def skip(self) -> None:
         """Leave the case unjudged and go on."""
@@ -79,31 +82,44 @@ class Judging:
             store, opened, case = ready
             structure = self._controller.structure
             self._controller.label.save_now()  # strokes stay as a draft
-            if self._controller.guard(lambda: store.mark(case.case_id, structure, state) or True):
-                self._judged(f"{opened.title} {state}.")
+            if self._tried(lambda: store.mark(case.case_id, structure, state) or True):
+                self._judged(f"{opened.title} {state}.", settled=False)
 
     def undo(self) -> None:
         """Back to the judgement before the current one, of the open case."""
         if (ready := self._ready()) is not None:
             store, _, case = ready
             structure = self._controller.structure
-            revision = self._controller.guard(lambda: store.undo(case.case_id, structure))
+            revision = self._tried(lambda: store.undo(case.case_id, structure))
             if revision is not None:
                 words = {
                     "accepted": "an earlier label counts again",
                     "absent": "absent again",
                     "withdrawn": "not judged",
                 }
-                self._judged(f"Undone: {structure} is {words[revision.kind]}.", advance=False)
+                self._judged(f"Undone: {printable(structure)} is {words[revision.kind]}.", advance=False)
+
+    def _tried(self, call: Callable[[], Any]) -> Any:
+        """A judgement's result; None where the study refuses it, which is said."""
+        result = self._controller.guard(call)
+        if result is None:
+            self._controller.refresh_lists()  # another window or a command may have judged the case
+        return result
+
+    def _refused(self, text: str) -> None:
+        self._controller.fail(text)
+        self._controller.refresh_lists()
 
     def failed(self) -> None:
         """Saving did not work; the label is still on screen."""
         self.saving = False
 
-    def _judged(self, sentence: str, advance: bool = True) -> None:
+    def _judged(self, sentence: str, advance: bool = True, settled: bool = True) -> None:
+        """Go on after a judgement; one that is ``settled`` leaves no strokes to save."""
         controller = self._controller
         self.saving = False
-        controller.label.saved()
+        if settled:
+            controller.label.saved()
         if controller.panel is not None:
             controller.panel.enable_judging(True)
             controller.panel.show_idle()

@@ -6,6 +6,7 @@ radiological and painting reaches the array that is saved.
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -17,18 +18,20 @@ from numpy.typing import NDArray
 
 from amvlm.imaging import evenly_spread, to_display
 from napari_amvlm.engine import Mask, OpenCase
-from napari_amvlm.panels.prompt import MASK_COLOURS
+from napari_amvlm.panels.measures import MASK_COLOURS
 from napari_amvlm.twins import twins
+from napari_amvlm.wording import unmarked
 
 if TYPE_CHECKING:
     import napari
 
 OPACITY = 0.55
+_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 PLACEHOLDER = "amvlm_placeholder"
 TEXT_MASK, PREDICTION, LABEL = "Text mask", "Prediction", "Your label"
 COLOURS = dict(zip((TEXT_MASK, PREDICTION, LABEL), MASK_COLOURS, strict=True))
 STRIDE = 3
-TEXT_ONLY, PREDICTION_ONLY, FIRST_OTHER = 1, 2, 3
+TEXT_ONLY, PREDICTION_ONLY, FIRST_OTHER, LAST_OTHER = 1, 2, 3, 255
 """What the outlines hold: where the two masks disagree, then other structures of the scan."""
 
 
@@ -100,7 +103,7 @@ class CaseLayers:
         return [layer for cell in cells for layer in cell]
 
     def _image_name(self, mask: str) -> str:
-        return f"{self.opened.title} ({mask.lower()})"
+        return unmarked(f"{self.opened.title} ({mask.lower()})")
 
     # -- making and reusing -----------------------------------------------------------------------------------
 
@@ -148,7 +151,8 @@ class CaseLayers:
             PREDICTION_ONLY: COLOURS[PREDICTION] if disagreement else "transparent",
         }  # fmt: skip
         for number, name in enumerate(self.others):
-            colours[FIRST_OTHER + number] = self.opened.colours.get(name, "#d0d0d0")
+            colour = self.opened.colours.get(name, "")
+            colours[min(FIRST_OTHER + number, LAST_OTHER)] = colour if _COLOUR.fullmatch(colour) else "#d0d0d0"
         return DirectLabelColormap(color_dict=colours)
 
     def _take_over(self, reuse: CaseLayers) -> None:
@@ -229,7 +233,7 @@ class CaseLayers:
         """What the outlines hold in one slice: disagreement over the other structures."""
         found = np.zeros_like(self.outlined[at])
         for number, other in enumerate(self.others.values()):
-            found[other[at] > 0] = FIRST_OTHER + number
+            found[other[at] > 0] = min(FIRST_OTHER + number, LAST_OTHER)
         if self.predicts:
             text, prediction = self.masks[TEXT_MASK][at], self.masks[PREDICTION][at]
             found[text > prediction] = TEXT_ONLY

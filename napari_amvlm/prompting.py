@@ -27,6 +27,7 @@ class Prompting:
         self._controller = controller
         self.models: list[ModelEntry] = []
         self.model: ModelEntry | None = None
+        self._mentioned: set[str] = set()
         self._cutting: Job | None = None
         self._captions: tuple[LabelStore | None, list[str]] = (None, [])
 
@@ -34,7 +35,8 @@ class Prompting:
         """Ask the worker which models there are; the chosen one stays, else the newest trained one."""
         controller, store = self._controller, self._controller.store
 
-        def show(models: list[ModelEntry]) -> None:
+        def show(found: tuple[list[ModelEntry], list[str]]) -> None:
+            models, refused = found
             chosen = self.model.name if self.model else ""
             newest = next((m for m in models if m.kind == "trained"), models[0] if models else None)
             self.models = models
@@ -42,8 +44,15 @@ class Prompting:
             if controller.panel is not None:
                 rows = [(m.name, ", ".join(m.known) or "no structure yet") for m in models]
                 controller.panel.show_models(rows, self.model.name if self.model else "")
+            for sentence in refused:
+                if sentence not in self._mentioned:
+                    self._mentioned.add(sentence)
+                    controller.warn(sentence)
 
-        controller.worker.submit(Job(lambda: controller.engine.models(store), on_result=show, on_error=controller.fail))
+        def failed(text: str) -> None:
+            controller.fail(text, once=True)
+
+        controller.worker.submit(Job(lambda: controller.engine.models(store), on_result=show, on_error=failed))
 
     def choose_model(self, name: str) -> None:
         self.model = next((m for m in self.models if m.name == name), self.model)
@@ -88,7 +97,8 @@ class Prompting:
     def _run_aside(self, prompt: str, layers: CaseLayers, model: ModelEntry) -> None:
         """A prompt of several: its merged mask becomes an outline, and a draft of its own structure in a study."""
         controller, opened = self._controller, layers.opened
-        name = controller.structures.of_line(prompt)
+        if not (name := controller.structures.of_line(prompt)):
+            return
         visible = tuple(self.visible_slice(axis) for axis in range(3))
         kept = np.zeros(opened.ras.shape[:3], np.uint8, order="F")
 
@@ -221,9 +231,8 @@ class Prompting:
             return
         fullest = layers.fullest_slice(axis)
         if fullest is None:
-            warnings = [
-                *warnings, f"The text finds no “{prompt}” here. Lower the threshold, try other words, or choose Absent."
-            ]  # fmt: skip
+            nothing = f"The text finds no “{prompt[:60]}” here."
+            warnings = [*warnings, f"{nothing} Lower the threshold, try other words, or choose Absent."]
         elif layers.is_empty_at(axis, self.visible_slice(axis)):
             shown = layers.opened.ras.shape[axis] - 1 - fullest
             self._controller.viewer.dims.set_current_step(2 - axis, shown)

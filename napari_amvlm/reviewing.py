@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from amvlm.store import DEFAULT_ORDER, Quality, Revision, queue, shuffled
-from amvlm.store.names import original_names
 from napari_amvlm.engine import Mask, dice
 from napari_amvlm.jobs import Job
 from napari_amvlm.layers import PREDICTION, TEXT_MASK
 from napari_amvlm.panels.review import QueueRow
+from napari_amvlm.wording import printable, unmarked
 
 if TYPE_CHECKING:
     from amvlm.store import LabelStore
@@ -47,17 +47,21 @@ class Reviewing:
 
     def attach(self, panel: ReviewPanel) -> None:
         self.panel = panel
-        panel.assess_requested.connect(self.assess)
-        panel.cancel_requested.connect(self.cancel)
-        panel.order_chosen.connect(self._choose_order)
-        panel.filter_chosen.connect(self._choose_filter)
-        panel.case_opened.connect(self._controller.open_case)
-        panel.case_selected.connect(self.show_history)
-        panel.judged.connect(self.judge)
-        panel.step_requested.connect(self.step)
-        panel.restore_requested.connect(self.restore)
-        panel.difference_requested.connect(self.show_difference)
-        panel.difference_closed.connect(self.close_difference)
+        wires = (
+            (panel.assess_requested, self.assess),
+            (panel.cancel_requested, self.cancel),
+            (panel.order_chosen, self._choose_order),
+            (panel.filter_chosen, self._choose_filter),
+            (panel.case_opened, self._controller.open_case),
+            (panel.case_selected, self.show_history),
+            (panel.judged, self.judge),
+            (panel.step_requested, self.step),
+            (panel.restore_requested, self.restore),
+            (panel.difference_requested, self.show_difference),
+            (panel.difference_closed, self.close_difference),
+        )
+        for signal, method in wires:
+            signal.connect(self._controller.slot(method))
         self.study_changed()
 
     def study_changed(self) -> None:
@@ -91,7 +95,7 @@ class Reviewing:
         store, structure = self._controller.store, self._controller.structure
         if store is None:
             return []
-        names, states, quality = original_names(store.store_id), store.states(), store.quality()
+        names, states, quality = self._controller.titles(), store.states(), store.quality()
         rows = []
         for case_id in self.in_order(store, quality):
             found = quality.get((case_id, structure))
@@ -101,7 +105,7 @@ class Reviewing:
             judged = state in _JUDGED
             rows.append(
                 QueueRow(
-                    case_id, names.get(case_id, case_id), STATES[state],
+                    case_id, names.get(case_id, case_id), STATES.get(state, state),
                     None if found is None or judged else found.expected_dice,
                     "" if found is None or judged else "; ".join(found.flags),
                 )
@@ -114,7 +118,7 @@ class Reviewing:
         if self._order == "random":
             return chance
         if self._order == "name":
-            names = original_names(store.store_id)
+            names = self._controller.titles()
             return sorted(chance, key=lambda case_id: (names.get(case_id, case_id), case_id))
         quality = store.quality() if quality is None else quality
         order = "worst" if self._order == "best" else self._order
@@ -123,11 +127,11 @@ class Reviewing:
         return sorted(chance, key=lambda case_id: place.get(case_id, len(place)))
 
     def next_to_judge(self) -> str | None:
-        """The case to judge after the open one, in the chosen order; None when every case is judged."""
+        """The case to judge after the open one (or one that could not be opened), in the chosen order, if any."""
         store, structure = self._controller.store, self._controller.structure
         if store is None:
             return None
-        listed, states, now = self.in_order(store), store.states(), self._controller.open_case_id
+        listed, states, now = self.in_order(store), store.states(), self._controller.case_asked_for
         start = listed.index(now) + 1 if now in listed else 0
         waiting = (c for c in listed[start:] + listed[:start] if states.get((c, structure), "unknown") in _WAITING)
         return next(waiting, None)
@@ -139,6 +143,9 @@ class Reviewing:
 
     def refresh(self) -> None:
         """The queue as the store is now."""
+        self._controller.guard(self._refresh, once=True)
+
+    def _refresh(self) -> None:
         panel, store, structure = self.panel, self._controller.store, self._controller.structure
         if panel is None or store is None:
             return
@@ -160,7 +167,7 @@ class Reviewing:
         )  # fmt: skip
         count = f"{len(rows)} cases" if listed == rows else f"the first {MOST_LISTED} of {len(rows)} cases"
         panel.show_summary(
-            f"<b>{structure or 'No structure yet'}</b>: {count} listed. {graded}",
+            f"{printable(structure) or 'No structure yet'}: {count} listed. {graded}",
             bool(self._controller.prompting.model),
         )
         panel.show_thumbnails(self._thumbnails)
@@ -237,19 +244,23 @@ class Reviewing:
 
     def show_history(self, case_id: str) -> None:
         """Every revision of a case's label: when, who, from what, how much by hand."""
+        self._controller.guard(lambda: self._show_history(case_id), once=True)
+
+    def _show_history(self, case_id: str) -> None:
         store, structure = self._controller.store, self._controller.structure
         if self.panel is None or store is None or not case_id or not structure:
             return
-        title = original_names(store.store_id).get(case_id, case_id)
+        title = self._controller.titles().get(case_id, case_id)
         rows = [provenance(revision) for revision in reversed(store.history(case_id, structure))]
-        self.panel.show_history(f"{structure} in {title}: {len(rows)} revisions", rows)
+        self.panel.show_history(f"{printable(structure)} in {title}: {len(rows)} revisions", rows)
 
     def restore(self, revision_id: int) -> None:
         """Make an earlier revision count again; the case is opened anew."""
         controller, store = self._controller, self._controller.store
         revision = None if store is None else controller.guard(lambda: store.restore(revision_id))
         if revision is not None:
-            controller.label.saved()
+            if revision.case_id == controller.open_case_id and revision.structure == controller.structure:
+                controller.label.saved()
             controller.training.labels_changed()
             controller.open_case(revision.case_id)
 
@@ -269,7 +280,7 @@ class Reviewing:
             if controller.layers is not layers or not layers.present():
                 return
             alike = chosen[0].author == chosen[1].author
-            names = [f"No. {r.revision_id}" if alike else r.author[:9].strip() for r in chosen]
+            names = [f"No. {r.revision_id}" if alike else unmarked(r.author[:9].strip()) for r in chosen]
             layers.compare(masks, names)
             controller.draw_outlines()
             self._showing_difference = True

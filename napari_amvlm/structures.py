@@ -18,6 +18,11 @@ class Structures:
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
 
+    def exists(self, name: str) -> bool:
+        """True for a structure of the open study, as it is now."""
+        store = self._controller.store
+        return store is not None and name in [structure.name for structure in store.structures()]
+
     def choose(self, name: str) -> None:
         """Judge another structure of the open case; the one before becomes an outline."""
         controller, store, layers = self._controller, self._controller.store, self._controller.layers
@@ -25,7 +30,8 @@ class Structures:
             return
         controller.leave_case()
         opened, case = layers.opened, layers.opened.case
-        layers.keep_as_other(controller.structure, layers.masks[LABEL].copy(order="K"))
+        if controller.structure:
+            layers.keep_as_other(controller.structure, layers.masks[LABEL].copy(order="K"))
         layers.others.pop(name, None)
         controller.structure = name
 
@@ -35,7 +41,7 @@ class Structures:
             controller.draw_outlines()
             controller.label.write(label if label is not None else np.zeros_like(layers.masks[LABEL]))
             controller.label.begin(label)
-            if draft:
+            if not controller.label.put_back() and draft:
                 controller.label.offer_to_discard()
             controller.refresh_lists()
             controller.label.measure_soon()
@@ -60,23 +66,43 @@ class Structures:
         return chosen if chosen in named else max(named, key=len, default="")
 
     def of_line(self, prompt: str) -> str:
-        """The structure of one line of several; in a study a new one is made on the spot, called by the prompt."""
+        """The structure of one line of several, made on the spot in a study and called by the prompt; "" if refused."""
         store = self._controller.store
         if store is None:
             return prompt
         if named := self.named_in(prompt):
             return named
         name = " ".join(prompt.split())[:60]
-        self._make(name, prompt)
-        return name
+        return name if self._make(name, prompt) else ""
 
     def add(self, name: str) -> None:
-        """Add a structure to the study and judge it."""
+        """Add a structure to the study and judge it; strokes that have none become its own."""
+        if self._controller.label.nameless:
+            self.adopt(name)
+            return
         cleaned = " ".join(name.split())
         if self._make(cleaned, cleaned):
             self.choose(cleaned)
             self._controller.structure = cleaned
             self._controller.refresh_lists()
+
+    def adopt(self, name: str) -> bool:
+        """What is on screen becomes the label of a structure of this name; False where that cannot be."""
+        controller = self._controller
+        if not self.make_for_strokes(name):
+            return False
+        controller.structure = " ".join(name.split())
+        controller.refresh_lists()
+        return True
+
+    def make_for_strokes(self, name: str) -> bool:
+        """Add a structure for strokes that have none, unless it has a label of its own in the open case."""
+        controller, store = self._controller, self._controller.store
+        cleaned = " ".join(name.split())
+        if store is not None and store.state(controller.open_case_id, cleaned) != "unknown":
+            controller.fail(f"{cleaned} has a label of its own in this scan. Choose another name for what you painted.")
+            return False
+        return self._make(cleaned, cleaned)
 
     def _make(self, name: str, prompt: str) -> bool:
         controller, store = self._controller, self._controller.store

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import secrets
+import sqlite3
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import platformdirs
-from napari.utils.notifications import show_info
 from qtpy.QtWidgets import QFileDialog, QInputDialog
 
-from amvlm.errors import ChoiceNeeded
+from amvlm.errors import ChoiceNeeded, UserError
 from amvlm.store import LabelStore
+from napari_amvlm.panels.parts import show_list
+from napari_amvlm.wording import printable, unmarked
 
 if TYPE_CHECKING:
+    from amvlm.exchange.importing import ImportReport
     from napari_amvlm.controller import Controller
 
 _PATTERNS = ("nii", "nii.gz", "nrrd", "nhdr", "mha", "mhd", "dcm", "dicom", "ima", "png", "tif", "tiff", "webp", "jpg")
 SCANS = f"Scans ({' '.join(f'*.{suffix}' for suffix in _PATTERNS)});;All files (*)"
 EXPORTS = {"NIfTI (.nii.gz)": ".nii.gz", "NRRD (.nrrd)": ".nrrd", "MetaImage (.mha)": ".mha", "DICOM SEG": ".dcm"}
+_DAMAGE = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+"""SQLite's codes for an index that no later try can read: tables that are missing, pages that are broken."""
 
 
 class Studies:
@@ -25,6 +33,7 @@ class Studies:
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
+        self.listed: Any = None
 
     # -- asking -----------------------------------------------------------------------------------------------
 
@@ -64,16 +73,24 @@ class Studies:
             self.export_labels(Path(into), EXPORTS[chosen], Path(series) if series else None)
 
     def ask_for_structure(self) -> None:
-        name, chosen = QInputDialog.getText(None, "New structure", "Name of the structure, for example: liver")
-        if chosen and self._controller.store is not None:
+        name = self.ask_for_name("Name of the structure, for example: liver")
+        if name and self._controller.store is not None:
             self._controller.structures.add(name)
+
+    def ask_for_name(self, question: str) -> str:
+        """The name that the person typed for a structure, "" where it was cancelled."""
+        name, chosen = QInputDialog.getText(None, "New structure", question)
+        return " ".join(str(name).split()) if chosen else ""
 
     def ask_which(self, path: Path, question: ChoiceNeeded, answered: dict[str, int]) -> None:
         """A folder of several series, or a file of several volumes: the person picks one."""
-        words = f"{path.name}: {question.what}. Which one?"
-        chosen, sure = QInputDialog.getItem(None, f"Choose a {question.kind}", words, question.choices, 0, False)
+        words = unmarked(f"{question.file_name}: {question.what}. Which one?")
+        choices = tuple(printable(choice) for choice in question.choices)
+        if len(set(choices)) < len(choices):
+            choices = tuple(f"{number}: {choice}" for number, choice in enumerate(choices, 1))
+        chosen, sure = QInputDialog.getItem(None, f"Choose a {question.kind}", words, choices, 0, False)
         if sure:
-            number = question.choices.index(chosen)
+            number = choices.index(chosen)
             self.open_scan(path, **answered, **{{"series": "series", "volume": "volume_index"}[question.kind]: number})
 
     # -- doing ------------------------------------------------------------------------------------------------
@@ -93,57 +110,71 @@ class Studies:
         )  # fmt: skip
 
     def open_study(self, folder: Path) -> None:
-        """Open a study and its first unjudged case."""
+        """Open a study and its first unjudged case; one that cannot be read leaves everything as it was."""
+        self._controller.guard(lambda: self._open_study(folder))
+
+    def _open_study(self, folder: Path) -> None:
         controller = self._controller
-        store = controller.guard(lambda: LabelStore(folder))
-        if store is None:
-            return
+        store = LabelStore(folder)
+        names, cases = [structure.name for structure in store.structures()], store.cases()
         controller.leave_case()  # into its own study, before another one takes its place
         if controller.layers is not None:
             controller.layers.remove()
             controller.layers = None
-        controller.store = store
-        names = [structure.name for structure in store.structures()]
+        controller.store, controller.case_asked_for = store, ""
         controller.structure = controller.structure if controller.structure in names else (names[0] if names else "")
         controller.refresh_lists()
         controller.training.study_changed()
         controller.reviewing.study_changed()
-        cases = store.cases()
+        if controller.panel is not None:
+            controller.panel.show_study_open()
         if cases:
             controller.open_case(controller.reviewing.next_to_judge() or cases[0].case_id)
+        else:
+            controller.notice("This study holds no scans yet: add some with Study ▸ Add scans….")
 
     def open_sample(self) -> None:
         """Open the sample study on this user's own copy, made at the first call."""
+        controller = self._controller
         folder = Path(platformdirs.user_data_dir("napari-amvlm", appauthor=False)) / "sample-study"
-        engine = self._controller.engine
 
-        def prepare() -> Path:
-            from amvlm.sample import copy_sample_study
+        def opened(set_aside: str) -> None:
+            self.open_study(folder)
+            if set_aside:
+                controller.warn(set_aside)
 
-            if not (folder / "store.sqlite").is_file():
-                copy_sample_study(folder)
-            return folder
-
-        self._controller.submit(lambda: engine.call(prepare), on_result=self.open_study, text="Preparing the sample …")
+        controller.submit(
+            lambda: controller.engine.call(lambda: prepare_sample(folder)), on_result=opened,
+            text="Preparing the sample …",
+        )  # fmt: skip
 
     def import_scans(self, source: Path, into: Path) -> None:
-        """Copy a folder of scans into a study, new or old, and open it."""
+        """Copy a folder of scans into a study, new or old, open it, and list what was left out."""
+        controller = self._controller
 
-        def work() -> str:
+        def progress(done: int, total: int) -> None:
+            controller.worker.tell(lambda: show(done, total))
+
+        def show(done: int, total: int) -> None:
+            if controller.panel is not None:
+                controller.panel.show_progress(done, total, f"Importing: {done} of {total}")
+
+        def work() -> ImportReport:
             from amvlm.exchange import import_study
 
-            report = import_study(source, into)
-            return " ".join([report.sentence(), *report.refused[:3]])
+            return import_study(source, into, progress=progress)
 
-        def done(sentence: str) -> None:
-            show_info(sentence)
+        def done(report: ImportReport) -> None:
+            controller.tell(report.sentence())
             self.open_study(into)
+            if lines := report.refused:
+                self.listed = show_list("What was left out of the import", report.sentence(), lines, controller.window)
 
-        self._controller.submit(lambda: self._controller.engine.call(work), on_result=done, text="Importing …")
+        controller.submit(lambda: controller.engine.call(work), on_result=done, text="Importing …")
 
     def export_labels(self, into: Path, suffix: str = ".nii.gz", series: Path | None = None) -> None:
         """Write every accepted label into a new folder."""
-        store = self._controller.store
+        controller, store = self._controller, self._controller.store
 
         def work() -> int:
             from amvlm.exchange import export_dicom_seg, export_labels
@@ -152,8 +183,50 @@ class Studies:
                 return 0
             return export_labels(store, into, suffix) if series is None else export_dicom_seg(store, series, into)
 
-        self._controller.submit(
-            lambda: self._controller.engine.call(work),
-            on_result=lambda n: show_info(f"{n} files of labels written to {into.name}."),
+        controller.submit(
+            lambda: controller.engine.call(work),
+            on_result=lambda n: controller.tell(f"{n} files of labels written to {into.name}."),
             text="Exporting …",
         )
+
+
+def prepare_sample(folder: Path) -> str:
+    """Make the user's copy of the sample study where it is not there whole; what was in its place is set aside.
+
+    The copy is made beside its place and renamed, so that a copy cut short is never taken for the study.
+
+    Returns
+    -------
+    str
+        What was set aside, as a sentence; "" in the usual case.
+    """
+    from amvlm.sample import copy_sample_study
+
+    if _is_whole(folder):
+        return ""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = folder.with_name(f"{folder.name}-{secrets.token_hex(4)}.part")
+    copy_sample_study(beside)
+    if not os.path.lexists(folder):
+        beside.rename(folder)
+        return ""
+    names = (f"{folder.name}-old-{number}" for number in itertools.count(1))
+    aside = next(name for name in names if not os.path.lexists(folder.with_name(name)))
+    folder.rename(folder.with_name(aside))
+    beside.rename(folder)
+    return f"Your copy of the sample study was damaged or incomplete. It was kept as {aside}; a new copy was made."
+
+
+def _is_whole(folder: Path) -> bool:
+    """True for a study that holds every bundled scan; raises where it cannot be read though it may be sound."""
+    from amvlm.sample.study import sample_splits
+
+    if not (folder / "store.sqlite").is_file():
+        return False
+    try:
+        return len(LabelStore(folder).cases()) >= len(sample_splits())
+    except (UserError, sqlite3.Error) as error:
+        cause = error if isinstance(error, sqlite3.Error) else error.__cause__
+        if isinstance(cause, TypeError) or getattr(cause, "sqlite_errorcode", 0) & 0xFF in _DAMAGE:
+            return False
+        raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QObject
@@ -13,6 +14,7 @@ from amvlm.store import LabelStore
 from napari_amvlm.forms import form_values, settings_form
 from napari_amvlm.jobs import Job
 from napari_amvlm.training_run import TrainingRun
+from napari_amvlm.wording import printable, sentence
 
 if TYPE_CHECKING:
     from napari_amvlm.controller import Controller
@@ -43,11 +45,15 @@ class TrainingController(QObject):
         self.panel = panel
         self._form = settings_form(TrainSettings, FIELDS)
         panel.set_form(self._form.native)
-        panel.start_requested.connect(self.start)
-        panel.stop_requested.connect(self.stop)
-        panel.resume_requested.connect(self.resume)
-        panel.use_model_requested.connect(self.use_new_model)
-        panel.old_model_requested.connect(self.use_old_model)
+        wires = (
+            (panel.start_requested, self.start),
+            (panel.stop_requested, self.stop),
+            (panel.resume_requested, self.resume),
+            (panel.use_model_requested, self.use_new_model),
+            (panel.old_model_requested, self.use_old_model),
+        )
+        for signal, method in wires:
+            signal.connect(self._controller.slot(method))
         self.study_changed()
 
     def study_changed(self) -> None:
@@ -66,6 +72,9 @@ class TrainingController(QObject):
 
     def labels_changed(self) -> None:
         """Count again what there is to learn from."""
+        self._controller.guard(self._count, once=True)
+
+    def _count(self) -> None:
         if self.panel is None or self._store is None:
             return
         counts, rows = count_labels(self._store)
@@ -93,14 +102,18 @@ class TrainingController(QObject):
             return
         flags = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
         try:
+            self._store.cases("train")  # a study that was moved away must not get a new folder in its old place
             self._follow(TrainingRun.start(self._store, [*flags, *extra], parent=self))
         except (OSError, UserError) as error:
-            self._controller.warn(f"Training could not be started: {error}")
+            self._controller.fail(f"Training could not be started. {sentence(error)}")
 
     def resume(self) -> None:
         """Go on with the newest run that did not finish."""
         if self._store is not None and self.current is None and (name := TrainingRun.resumable(self._store)):
-            self._follow(TrainingRun.start(self._store, [], resume=name, parent=self))
+            try:
+                self._follow(TrainingRun.start(self._store, [], resume=name, parent=self))
+            except (OSError, UserError) as error:
+                self._controller.fail(f"Training could not be resumed. {sentence(error)}")
 
     def stop(self) -> None:
         if self.current is not None:
@@ -115,8 +128,9 @@ class TrainingController(QObject):
         if self.panel is not None:
             self.panel.show_run_begun()
             self.panel.show_running(True, False, False)
-        run.event_arrived.connect(self._arrived)
-        run.ended.connect(self._ended)
+        slot = self._controller.slot
+        run.event_arrived.connect(slot(self._arrived, once=True))
+        run.ended.connect(slot(self._ended))
 
     def _arrived(self, event: Any) -> None:
         panel = self.panel
@@ -125,9 +139,8 @@ class TrainingController(QObject):
                 panel.show_stage(f"Training on {event.device} …", 0, event.steps)
             case Progress() if panel is not None:
                 left = "" if event.seconds_left is None else f", {_minutes(event.seconds_left)} left"
-                panel.show_stage(
-                    f"{event.stage.capitalize()}: {event.step} of {event.steps}{left}", event.step, event.steps
-                )
+                stage = f"{printable(event.stage).capitalize()}: {event.step} of {event.steps}{left}"
+                panel.show_stage(stage, event.step, event.steps)
                 if event.stage == "training":
                     for name, value in event.losses.items():
                         if name.startswith("L_"):  # not what else a run reports, such as its wait for data
@@ -205,14 +218,14 @@ def count_labels(store: LabelStore) -> tuple[tuple[int, int, int], list[str]]:
     """(labelled, validation, unlabelled training cases), and a line per structure."""
     splits = {case.case_id: case.split for case in store.cases()}
     by_case = store.snapshot().by_case()
-    labelled = [case_id for case_id in by_case if splits[case_id] == "train"]
-    validation = [case_id for case_id in by_case if splits[case_id] == "val"]
+    labelled = [case_id for case_id in by_case if splits.get(case_id) == "train"]
+    validation = [case_id for case_id in by_case if splits.get(case_id) == "val"]
     unlabelled = sum(split == "train" for split in splits.values()) - len(labelled)
     rows = []
     for structure in store.structures():
         kinds = [found[structure.name].kind for found in by_case.values() if structure.name in found]
         absent = f", {kinds.count('absent')} absent" if "absent" in kinds else ""
-        rows.append(f"{structure.name}: {kinds.count('accepted')} accepted{absent}")
+        rows.append(f"{printable(structure.name)}: {kinds.count('accepted')} accepted{absent}")
     return (len(labelled), len(validation), unlabelled), rows
 
 
@@ -244,4 +257,5 @@ def _device_advice() -> Any:
 
 
 def _minutes(seconds: float) -> str:
+    seconds = min(max(seconds, 0), 99 * 3600) if math.isfinite(seconds) else 0
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-from pathlib import Path
 
 from qtpy.QtCore import QObject, QTimer, Signal
 
-from amvlm.events import AnyEvent, EventReader, Failed, Finished
+from amvlm.children import child_environment, neutral_folder, python_command
+from amvlm.errors import UserError, printable
+from amvlm.events import AnyEvent, EventReader, Failed, Finished, Note
 from amvlm.store import LabelStore
 from amvlm.store.runs import RunFolder
 
@@ -37,9 +37,18 @@ class TrainingRun(QObject):
     def start(
         cls, store: LabelStore, arguments: list[str], resume: str = "", parent: QObject | None = None
     ) -> TrainingRun:
-        """Run ``amvlm train STORE …`` as a process of its own session."""
-        run = RunFolder(store.folder / "runs" / resume) if resume else RunFolder.new(store.folder)
-        command = [sys.executable, "-m", "amvlm", "train", str(store.folder), "--run-name", run.name, *arguments]
+        """Run ``amvlm train STORE …`` as a process of its own session.
+
+        It starts in a private empty folder, and imports nothing from there, from the study or from ``PYTHONPATH``.
+
+        Raises
+        ------
+        UserError
+            If the run's folder or the process cannot be made.
+        """
+        run = RunFolder.named(store.folder, resume) if resume else RunFolder.new(store.folder)
+        study = os.path.abspath(store.folder)
+        command = python_command("amvlm", "train", study, "--run-name", run.name, *arguments)
         if resume:
             command.append("--resume")
         detached = (
@@ -47,10 +56,17 @@ class TrainingRun(QObject):
             if os.name == "nt"
             else {"start_new_session": True}
         )
-        with (run.path / "output.txt").open("ab") as output:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=store.folder, **detached
-            )  # type: ignore[call-overload]
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        try:
+            with open(os.open(run.path / "output.txt", flags, 0o600), "ab") as output:
+                process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=neutral_folder(),
+                    env=child_environment(), **detached,
+                )  # type: ignore[call-overload]  # fmt: skip
+        except OSError as error:
+            raise UserError(
+                f"training could not be started ({error.strerror})", remedy="Check free disk space and permissions."
+            ) from error
         found = cls(run, parent)
         found._process = process
         return found
@@ -60,20 +76,17 @@ class TrainingRun(QObject):
     @classmethod
     def find(cls, store: LabelStore, parent: QObject | None = None) -> TrainingRun | None:
         """The run that is going on in a study, if any."""
-        for folder in sorted((store.folder / "runs").glob("*/lock"), reverse=True):
-            run = RunFolder(folder.parent)
-            if run.running_pid() is not None:
-                return cls(run, parent)
-        return None
+        run = next((run for run in RunFolder.all(store.folder) if run.running_pid() is not None), None)
+        return None if run is None else cls(run, parent)
 
     @staticmethod
     def resumable(store: LabelStore) -> str:
         """The newest run that has a checkpoint and no end, or ""."""
-        for path in sorted((store.folder / "runs").glob("*/checkpoint-*/state.json"), reverse=True):
-            folder: Path = path.parent.parent
-            events = list(EventReader(folder / "events.jsonl").new_events())
-            if RunFolder(folder).running_pid() is None and not any(isinstance(e, Finished) for e in events):
-                return folder.name
+        for run in RunFolder.all(store.folder):
+            if any(run.path.glob("checkpoint-*/state.json")) and run.running_pid() is None:
+                ends = EventReader(run.path / "events.jsonl").last_events()
+                if not any(isinstance(event, Finished) for event in ends):
+                    return run.name
         return ""
 
     @property
@@ -84,7 +97,10 @@ class TrainingRun(QObject):
 
     def stop(self) -> None:
         """Ask the run to save a usable model and end."""
-        self.run.ask_to_stop()
+        try:
+            self.run.ask_to_stop()
+        except UserError as error:
+            self.event_arrived.emit(Note(level="warning", text=str(error)))
 
     def forget(self) -> None:
         """Stop following; the process goes on."""
@@ -105,15 +121,17 @@ class TrainingRun(QObject):
         self.ended.emit()
 
     def _ended_well(self) -> bool:
-        return any(isinstance(e, Finished | Failed) for e in EventReader(self.run.path / "events.jsonl").new_events())
+        return any(isinstance(e, Finished | Failed) for e in EventReader(self.run.path / "events.jsonl").last_events())
 
     def _last_words(self) -> str:
         try:
-            lines = (self.run.path / "output.txt").read_text("utf-8", errors="replace").strip().splitlines()
+            with open(self.run.path / "output.txt", "rb") as output:
+                output.seek(max(0, os.path.getsize(output.name) - 65536))
+                lines = output.read(65536).decode("utf-8", "replace").strip().splitlines()
         except OSError:
             lines = []
         words = next((line for line in reversed(lines) if line.startswith("amvlm: ")), "")
         return (
-            words.removeprefix("amvlm: ")
+            printable(words.removeprefix("amvlm: "))[:2000]
             or "The training process ended without a model; Resume goes on from its last checkpoint."
         )

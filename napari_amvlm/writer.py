@@ -11,11 +11,23 @@ import numpy as np
 def write_layer(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
     """Write an image or mask as NIfTI, NRRD or MetaImage, in the storage order and place of the scan it belongs to.
 
+    In a window, what cannot be written is said in a sentence; a script gets the error.
+
     Raises
     ------
     UserError
         If the layer has no geometry of ours: which side is left cannot be known.
     """
+    from napari_amvlm.saying import said_in_window
+
+    written: list[str] = []
+    with said_in_window():
+        _write(path, data, attributes)
+        written.append(path)
+    return written
+
+
+def _write(path: str, data: Any, attributes: dict[str, Any]) -> None:
     from nibabel.orientations import io_orientation
 
     from amvlm.errors import UserError
@@ -32,4 +44,3 @@ def write_layer(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
     stored = tuple(canonical.shape[int(axis)] for axis, _ in io_orientation(affine))
     grid = Volume(np.broadcast_to(np.uint8(0), stored), affine, bool(metadata.get("sides_known", False)))
     write_volume(Path(path), grid.with_array(np.ascontiguousarray(to_original(canonical, grid))))
-    return [path]

@@ -12,6 +12,7 @@ from qtpy.QtCore import QObject, QTimer
 from napari_amvlm.engine import Mask, Measures
 from napari_amvlm.jobs import Job
 from napari_amvlm.layers import LABEL, PREDICTION, TEXT_MASK
+from napari_amvlm.unsaved import Strokes, Unsaved
 
 if TYPE_CHECKING:
     from napari.layers import Labels
@@ -33,6 +34,7 @@ class YourLabel(QObject):
         super().__init__(controller)
         self._controller = controller
         self.strokes = 0
+        self.unsaved = Unsaved(controller)
         self._watched: weakref.ref[Labels] | None = None
         self._measure_timer = self._timer(MEASURE_MS, self.measure)
         self._measure_timer.setSingleShot(True)
@@ -43,7 +45,7 @@ class YourLabel(QObject):
     def _timer(self, interval: int, call: Callable[[], None]) -> QTimer:
         timer = QTimer(self)
         timer.setInterval(interval)
-        timer.timeout.connect(call)
+        timer.timeout.connect(self._controller.slot(call, once=True))
         return timer
 
     def begin(self, loaded: Mask | None) -> None:
@@ -96,6 +98,8 @@ class YourLabel(QObject):
         self.strokes += 1
         if not self._filling:
             self._touched = self._dirty = True
+            if not self._controller.structure and self._controller.open_case_id:
+                QTimer.singleShot(0, self._controller.slot(self.unsaved.ask_once))  # the stroke comes to its end first
         self.measure_soon()
 
     def prompted(self, prompt: str, fingerprint: str, predicts: bool, follow: bool) -> None:
@@ -147,7 +151,7 @@ class YourLabel(QObject):
             store.discard_draft(case.case_id, structure)
             return controller.engine.label_of(store, case, structure, volume)
 
-        self._dirty = False
+        self.saved()
         controller.worker.submit(Job(work, owner=layers.opened, on_result=show, on_error=controller.fail))
 
     def start_from(self, source: str) -> None:
@@ -224,32 +228,64 @@ class YourLabel(QObject):
     # -- drafts -----------------------------------------------------------------------------------------------
 
     def saved(self) -> None:
-        """What is on screen is kept."""
+        """What is on screen was judged, or is not wanted any more: there is nothing left to save."""
         self._dirty = False
+        self.unsaved.take(self._controller.open_case_id, self._controller.structure)
+
+    @property
+    def nameless(self) -> bool:
+        """True where strokes of the open case belong to no structure that the study has."""
+        return (strokes := self._strokes()) is not None and not strokes.has_structure()
+
+    def _strokes(self) -> Strokes | None:
+        """What a hand painted and nothing keeps yet."""
+        store, layers = self._controller.store, self._controller.layers
+        if store is None or layers is None or layers.opened.case is None or not (self._dirty and self._touched):
+            return None
+        return Strokes(store, layers.opened.case, self._controller.structure, layers.masks[LABEL])
+
+    def put_back(self) -> bool:
+        """Show the strokes that could not be saved when the case was left; False where there were none."""
+        controller = self._controller
+        kept = self.unsaved.take(controller.open_case_id, controller.structure)
+        if kept is None:
+            self.unsaved.offer_kept(controller.open_case_id)
+            return False
+        self.write(kept)
+        self._touched = self._dirty = True
+        return True
 
     def autosave(self) -> None:
         """Keep work in progress as a draft, in the worker."""
-        if (work := self._draft(copy=True)) is not None:
-            controller = self._controller
-            controller.worker.submit(Job(work, on_result=lambda _: controller.show_state(), on_error=controller.fail))
+        self._controller.guard(self._autosave, once=True)
 
-    def save_now(self) -> None:
+    def _autosave(self) -> None:
+        strokes = self._strokes()
+        if strokes is not None and not strokes.has_structure():
+            self.unsaved.ask_once()
+        elif strokes is not None:
+            self._dirty = False
+            self.unsaved.keep(strokes)
+        self.unsaved.save()
+
+    def save_now(self, ask: bool = True) -> None:
         """The same without the worker, when the case or the window is left."""
-        if (work := self._draft(copy=False)) is not None:
-            self._controller.guard(lambda: list(work()))
-
-    def _draft(self, copy: bool) -> Callable[[], Any] | None:
-        controller = self._controller
-        store, layers = controller.store, controller.layers
-        if store is None or layers is None or layers.opened.case is None or not (self._dirty and self._touched):
-            return None
+        controller, strokes = self._controller, self._strokes()
+        if strokes is None:
+            return
+        named = controller.guard(strokes.has_structure)
+        if named is False and ask and self.unsaved.ask():
+            named = True
+            strokes = strokes.of(controller.structure)
         self._dirty = False
-        label = layers.masks[LABEL].copy(order="K") if copy else layers.masks[LABEL]
-        case, structure, volume = layers.opened.case, controller.structure, layers.opened.volume
-        return lambda: controller.engine.save_draft(store, case, structure, label, volume)
+        if named:
+            controller.guard(lambda: self.unsaved.save_now(strokes))
+        else:
+            self.unsaved.keep(strokes.of("") if named is False else strokes)
 
     def close(self) -> None:
         """The window closes: keep what is unsaved."""
         self._autosave_timer.stop()
         self._measure_timer.stop()
-        self.save_now()
+        self.save_now(ask=False)
+        self.unsaved.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from qtpy.QtCore import Qt
@@ -12,15 +12,44 @@ from qtpy.QtWidgets import (
     QGridLayout,
     QHBoxLayout,
     QLabel,
+    QPlainTextEdit,
     QProgressBar,
     QPushButton,
     QScrollArea,
+    QTableWidgetItem,
     QToolButton,
     QVBoxLayout,
     QWidget,
 )
 
+from napari_amvlm.wording import breakable, plain, printable, unmarked
+
 RESEARCH_ONLY = "Research use only, not for diagnosis."
+
+
+class PlainLabel(QLabel):
+    """A label that shows every character as it is: what a file or a person calls something is never rendered."""
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__()
+        self.setTextFormat(Qt.TextFormat.PlainText)
+        self.setText(text)
+
+    def setText(self, text: str) -> None:  # noqa: N802
+        super().setText(breakable(plain(text)))
+
+
+def make_plain(widget: QWidget) -> None:
+    """The same for labels that Qt and magicgui made for a form."""
+    for label in widget.findChildren(QLabel):
+        label.setTextFormat(Qt.TextFormat.PlainText)
+
+
+def cell(text: str) -> QTableWidgetItem:
+    """A cell of a table, whose tooltip shows what is cut off."""
+    item = QTableWidgetItem(printable(text[:300]))
+    item.setToolTip(unmarked(text))
+    return item
 
 
 class Panel(QScrollArea):
@@ -38,6 +67,7 @@ class Panel(QScrollArea):
         """Add the notice at the foot; be wide enough that nothing is cut off."""
         self.column.addStretch()
         self.column.addWidget(small(RESEARCH_ONLY))
+        make_plain(self.body)
         self.setWidget(self.body)
         self.fit_width(least_width)
 
@@ -100,19 +130,37 @@ def show_table(title: str, rows: dict[str, str], parent: QWidget | None = None) 
     grid.setContentsMargins(20, 16, 20, 16)
     grid.setHorizontalSpacing(24)
     for number, (left, right) in enumerate(rows.items()):
-        grid.addWidget(QLabel(f"<b>{left}</b>"), number, 0)
-        grid.addWidget(QLabel(right), number, 1)
+        key = PlainLabel(left)
+        key.setStyleSheet("QLabel { font-weight: bold; }")
+        grid.addWidget(key, number, 0)
+        grid.addWidget(PlainLabel(right), number, 1)
     window.show()
     return window
 
 
-def wrapped(text: str = "") -> QLabel:
-    label = QLabel(text)
+def show_list(title: str, text: str, lines: Sequence[str], parent: QWidget | None = None) -> QDialog:
+    """A small window with a sentence and a long list under it, which can be selected and copied."""
+    window = QDialog(parent)
+    window.setWindowTitle(title)
+    window.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+    window.resize(640, 360)
+    column = QVBoxLayout(window)
+    column.addWidget(wrapped(text))
+    listed = QPlainTextEdit("\n".join(printable(line) for line in lines))
+    listed.setReadOnly(True)
+    column.addWidget(listed)
+    column.addWidget(button("Close", "Close this list", window.close))
+    window.show()
+    return window
+
+
+def wrapped(text: str = "") -> PlainLabel:
+    label = PlainLabel(text)
     label.setWordWrap(True)
     return label
 
 
-def small(text: str) -> QLabel:
+def small(text: str) -> PlainLabel:
     """Secondary text."""
     label = wrapped(text)
     label.setStyleSheet("QLabel { color: #9aa0a6; }")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from qtpy.QtCore import QEvent, QObject, Qt, Signal
 from qtpy.QtWidgets import (
     QButtonGroup,
@@ -11,7 +9,6 @@ from qtpy.QtWidgets import (
     QFormLayout,
     QGridLayout,
     QHBoxLayout,
-    QLabel,
     QMenu,
     QPushButton,
     QSizePolicy,
@@ -20,10 +17,11 @@ from qtpy.QtWidgets import (
 )
 from superqt import QLabeledDoubleSlider
 
-from napari_amvlm.panels.parts import Panel, ProgressRow, button, small, tool
+from napari_amvlm.panels.measures import Measures
+from napari_amvlm.panels.parts import Panel, PlainLabel, ProgressRow, button, small, tool, wrapped
 from napari_amvlm.panels.prompt_edit import PromptEdit
+from napari_amvlm.wording import printable, unmarked
 
-MASK_COLOURS = ("#2fb5d2", "#f2a93b", "#e0457b")
 COPY_SOURCES = ("Text mask", "Prediction")
 CORRECTIONS = (
     ("Smooth", "smooth", "Round off the outline of the whole label"),
@@ -129,9 +127,8 @@ class PromptPanel(Panel):
         self._offer.setVisible(False)
         self.offer_taken.emit()
 
-    def _notice_label(self) -> QLabel:
-        self._notice = QLabel()
-        self._notice.setWordWrap(True)
+    def _notice_label(self) -> PlainLabel:
+        self._notice = wrapped()
         self._notice.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         return self._notice
 
@@ -146,7 +143,7 @@ class PromptPanel(Panel):
         form.addRow("", self._progress_label)
         self.structure = QComboBox()
         self.structure.setToolTip("The structure that the label belongs to")
-        self.structure.activated.connect(lambda _: self.structure_chosen.emit(self.structure.currentText()))
+        self.structure.activated.connect(lambda _: self.structure_chosen.emit(self.structure.currentData()))
         row = QHBoxLayout()
         row.addWidget(self.structure, 1)
         row.addWidget(button("New…", "Add a structure to the study", self.new_structure_requested.emit))
@@ -164,9 +161,9 @@ class PromptPanel(Panel):
         row = QHBoxLayout()
         self.model = QComboBox()
         self.model.setToolTip("The model that reads the prompt and predicts")
-        self.model.activated.connect(lambda _: self.model_chosen.emit(self.model.currentText()))
+        self.model.activated.connect(lambda _: self.model_chosen.emit(self.model.currentData()))
         self._run = button("Run", "Run the prompt (Enter)", self.prompt.submit)
-        row.addWidget(QLabel("Model"))
+        row.addWidget(PlainLabel("Model"))
         row.addWidget(self.model, 1)
         row.addWidget(self._run)
         layout.addLayout(row)
@@ -194,7 +191,7 @@ class PromptPanel(Panel):
         self.windows = QComboBox()
         self.windows.setToolTip("Window (W: next); or drag with the middle mouse button")
         self.windows.activated.connect(lambda _: self.window_chosen.emit(self.windows.currentText()))
-        row.addWidget(QLabel("Window"))
+        row.addWidget(PlainLabel("Window"))
         row.addWidget(self.windows, 1)
         layout.addLayout(row)
         return self._view_box
@@ -209,8 +206,7 @@ class PromptPanel(Panel):
         self.threshold.valueChanged.connect(self.threshold_changed)
         self.threshold.sliderReleased.connect(self.threshold_released)
         form.addRow("Threshold", self.threshold)
-        self._measures = QLabel()
-        self._measures.setWordWrap(True)
+        self._measures = Measures()
         self._measures.setToolTip("Volumes and agreement (Dice) of the three masks over the whole scan")
         form.addRow(self._measures)
         self.start = QComboBox()
@@ -229,7 +225,7 @@ class PromptPanel(Panel):
         layout = QVBoxLayout(self._correct_box)
         layout.setContentsMargins(0, 0, 0, 0)
         row = QHBoxLayout()
-        row.addWidget(QLabel("Brush takes"))
+        row.addWidget(PlainLabel("Brush takes"))
         self._brushes = QButtonGroup(self)
         self._brushes.setExclusive(False)
         for name in COPY_SOURCES:
@@ -260,8 +256,7 @@ class PromptPanel(Panel):
         self._judge_box = QWidget()
         grid = QGridLayout(self._judge_box)
         grid.setContentsMargins(0, 4, 0, 0)
-        self._state = QLabel()
-        self._state.setWordWrap(True)
+        self._state = wrapped()
         grid.addWidget(self._state, 0, 0, 1, 3)
         self.accept_button = button("Accept  (A)", "The whole volume is judged: keep your label", self.accepted.emit)
         self.accept_button.setStyleSheet("QPushButton { font-weight: bold; }")
@@ -295,6 +290,12 @@ class PromptPanel(Panel):
             box.setVisible(False)
         self._add_action.setEnabled(False)
         self._export_action.setEnabled(False)
+
+    def show_study_open(self) -> None:
+        """A study is open, a scan of it not yet (or it cannot be read): cases can be chosen."""
+        self._study_box.setVisible(True)
+        self._add_action.setEnabled(True)
+        self._export_action.setEnabled(True)
 
     def show_open(self, in_study: bool) -> None:
         """Show what applies to an open scan; judging needs a study."""
@@ -331,7 +332,7 @@ class PromptPanel(Panel):
         """Something that the person may want next, on one button; ``offer_taken`` tells that it was pressed."""
         self._offer_text.setText(text)
         self._take.setText(action)
-        self._take.setToolTip(tip)
+        self._take.setToolTip(unmarked(tip))
         self._offer.setVisible(True)
 
     def show_notice(self, text: str, warning: bool = False) -> None:
@@ -344,40 +345,33 @@ class PromptPanel(Panel):
         """Fill the list of (case id, title)."""
         self.case.clear()
         for case_id, title in cases:
-            self.case.addItem(title, case_id)
+            self.case.addItem(printable(title), case_id)
         self.case.setCurrentIndex(max(0, self.case.findData(current)))
         self._progress_label.setText(f"{labelled} of {len(cases)} judged for this structure")
 
     def show_structures(self, names: list[str], current: str) -> None:
         self.structure.clear()
-        self.structure.addItems(names)
-        self.structure.setCurrentText(current)
+        for name in names:
+            self.structure.addItem(printable(name), name)
+        self.structure.setCurrentIndex(self.structure.findData(current))
 
     def suggest_prompt(self, prompts: dict[str, str], structure: str) -> None:
         """Offer the structure's wording, unless the person typed something of their own."""
         typed = self.prompt.toPlainText().strip()
         if structure in prompts and (not typed or typed in prompts.values()):
-            self.prompt.setPlainText(prompts[structure])
+            self.prompt.setPlainText(" ".join(prompts[structure].split()))
 
     def show_models(self, names: list[tuple[str, str]], current: str) -> None:
         """Fill the list of (name, what it knows)."""
         self.model.clear()
         for name, known in names:
-            self.model.addItem(name)
-            self.model.setItemData(self.model.count() - 1, f"Knows: {known}", Qt.ItemDataRole.ToolTipRole)
-        self.model.setCurrentText(current)
+            self.model.addItem(printable(name), name)
+            self.model.setItemData(self.model.count() - 1, unmarked(f"Knows: {known}"), Qt.ItemDataRole.ToolTipRole)
+        self.model.setCurrentIndex(self.model.findData(current))
 
     def show_measures(self, volumes_ml: tuple[float, float, float], text_prediction: float, label_text: float) -> None:
         """Volumes of text mask, prediction and label in ml, and two Dice (NaN is a dash)."""
-        names = zip(("Text mask", "Prediction", "Your label"), MASK_COLOURS, volumes_ml, strict=True)
-        cells = "".join(
-            f"<td style='padding-right:14px'><span style='color:{colour}'>{name}</span><br><b>{ml:.2f}</b> ml</td>"
-            for name, colour, ml in names
-        )
-        self._measures.setText(
-            f"<table><tr>{cells}</tr></table>Dice: text–prediction <b>{_dice(text_prediction)}</b>, "
-            f"label–text <b>{_dice(label_text)}</b>"
-        )
+        self._measures.show_values(volumes_ml, text_prediction, label_text)
 
     def show_state(self, text: str) -> None:
         self._state.setText(text)
@@ -386,10 +380,6 @@ class PromptPanel(Panel):
         """No judgement while a job for this case runs."""
         for each in self._judge_box.findChildren(QPushButton):
             each.setEnabled(on)
-
-
-def _dice(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.2f}"
 
 
 def _form(box: QWidget) -> QFormLayout:

@@ -13,12 +13,10 @@ from qtpy.QtWidgets import (
     QComboBox,
     QHBoxLayout,
     QHeaderView,
-    QLabel,
     QTableWidget,
-    QTableWidgetItem,
 )
 
-from napari_amvlm.panels.parts import Panel, ProgressRow, button, small, wrapped
+from napari_amvlm.panels.parts import Panel, ProgressRow, button, cell, small, wrapped
 
 ORDERS = (("In random order", "random"), ("Worst first", "worst"), ("Best first", "best"),
           ("Most disagreement", "disagreement"), ("Most different", "diverse"), ("By name", "name"))  # fmt: skip
@@ -134,7 +132,7 @@ class ReviewPanel(Panel):
         self.histogram.setFixedHeight(120)
         self.histogram.setTitle("Expected Dice of the unjudged cases", size="8pt")
         self.column.addWidget(self.histogram)
-        self._provenance = QLabel("History of the selected case")
+        self._provenance = wrapped("History of the selected case")
         self.column.addWidget(self._provenance)
         self.history = QTableWidget(0, 5)
         self.history.setHorizontalHeaderLabels(["When", "Who", "What", "From", "Edits"])
@@ -203,9 +201,7 @@ class ReviewPanel(Panel):
         for number, row in enumerate(rows):
             cells = (row.title, "–" if row.expected is None else f"{row.expected:.2f}", row.state, row.flags)
             for column, text in enumerate(cells):
-                item = QTableWidgetItem(text)
-                item.setToolTip(text)
-                table.setItem(number, column, item)
+                table.setItem(number, column, cell(text))
             table.item(number, 0).setData(Qt.ItemDataRole.UserRole, row.case_id)
         place = next((n for n, row in enumerate(rows) if row.case_id == selected), -1)
         table.setCurrentCell(place, 0) if place >= 0 else table.clearSelection()
@@ -236,8 +232,7 @@ class ReviewPanel(Panel):
         self.history.setRowCount(len(rows))
         for number, (revision, *cells) in enumerate(rows):
             for column, text in enumerate(cells):
-                item = QTableWidgetItem(text)
-                item.setToolTip(text)
+                item = cell(text)
                 item.setData(Qt.ItemDataRole.UserRole, revision)
                 self.history.setItem(number, column, item)
         self.history.clearSelection()

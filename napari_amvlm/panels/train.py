@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import html
+import math
+
 import pyqtgraph
 from qtpy.QtCore import Signal
 from qtpy.QtGui import QFont
@@ -11,13 +14,15 @@ from qtpy.QtWidgets import (
     QHeaderView,
     QProgressBar,
     QTableWidget,
-    QTableWidgetItem,
     QWidget,
 )
 
-from napari_amvlm.panels.parts import Panel, button, wrapped
+from napari_amvlm.panels.parts import Panel, button, cell, make_plain, wrapped
+from napari_amvlm.wording import printable
 
 COLOURS = ("#2fb5d2", "#f2a93b", "#e0457b", "#7bc96f", "#b48ead", "#d0d0d0")
+MOST_CURVES = 12
+_MOST_STEPS = 2**31 - 1
 
 
 class Curves(pyqtgraph.PlotWidget):
@@ -40,7 +45,9 @@ class Curves(pyqtgraph.PlotWidget):
         self._show_names()
 
     def add(self, name: str, step: float, value: float) -> None:
-        """Add one point."""
+        """Add one point; what is no number is left out, and curves beyond ``MOST_CURVES``."""
+        if not math.isfinite(value) or (name not in self._points and len(self._points) == MOST_CURVES):
+            return
         xs, ys = self._points.setdefault(name, ([], []))
         xs.append(step)
         ys.append(value)
@@ -54,7 +61,8 @@ class Curves(pyqtgraph.PlotWidget):
     def _show_names(self) -> None:
         """Names in their curves' colours, in the title: a legend would cover the curves."""
         names = " · ".join(
-            f"<span style='color:{COLOURS[n % len(COLOURS)]}'>{name}</span>" for n, name in enumerate(self._curves)
+            f"<span style='color:{COLOURS[n % len(COLOURS)]}'>{html.escape(printable(name[:40]))}</span>"
+            for n, name in enumerate(self._curves)
         )
         self.setTitle(f"{self._title}<br>{names}" if names else self._title, size="8pt")
 
@@ -120,6 +128,7 @@ class TrainPanel(Panel):
         self.column.replaceWidget(self._form, form)
         self._form.deleteLater()
         self._form = form
+        make_plain(form)
         form.setMinimumWidth(0)
         for combo in form.findChildren(QComboBox):
             combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
@@ -134,8 +143,8 @@ class TrainPanel(Panel):
     def show_counts(self, labelled: int, validation: int, unlabelled: int, rows: list[str]) -> None:
         """What there is to learn from, and one line per structure."""
         self._counts.setText(
-            f"<b>{labelled}</b> labelled and <b>{unlabelled}</b> unlabelled training cases; "
-            f"<b>{validation}</b> labelled for validation.<br>" + "<br>".join(rows)
+            f"{labelled} labelled and {unlabelled} unlabelled training cases; {validation} labelled for validation.\n"
+            + "\n".join(rows)
         )
 
     def show_running(self, running: bool, can_start: bool, can_resume: bool) -> None:
@@ -161,8 +170,8 @@ class TrainPanel(Panel):
 
     def show_stage(self, text: str, step: int, steps: int) -> None:
         self.progress.setVisible(True)
-        self.progress.setRange(0, steps)
-        self.progress.setValue(step)
+        self.progress.setRange(0, min(max(steps, 0), _MOST_STEPS))
+        self.progress.setValue(min(max(step, 0), _MOST_STEPS))
         self._stage.setVisible(True)
         self._stage.setText(text)
 
@@ -174,7 +183,7 @@ class TrainPanel(Panel):
         self.table.setRowCount(len(rows))
         for r, row in enumerate(rows):
             for c, value in enumerate(row):
-                self.table.setItem(r, c, QTableWidgetItem(value))
+                self.table.setItem(r, c, cell(value))
         self.table.setVisible(bool(rows))
         height = self.table.horizontalHeader().height() + sum(self.table.rowHeight(r) for r in range(len(rows))) + 4
         self.table.setFixedHeight(height)
@@ -185,4 +194,4 @@ class TrainPanel(Panel):
         self._stage.setText(text)
         self.use.setVisible(not before)
         self.back.setVisible(bool(before))
-        self.back.setText(f"Back to {before}" if before else "")
+        self.back.setText(f"Back to {printable(before)}".replace("&", "&&") if before else "")

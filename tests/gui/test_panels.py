@@ -142,7 +142,8 @@ def test_errors_are_sentences_and_the_worker_lives_on(worker: Worker, qtbot: Any
     worker.submit(Job(lambda: iter([7]), on_result=results.append))
     qtbot.waitUntil(lambda: results == [7])
     assert told[0] == "the scan is upside down. Turn it."
-    assert "boom" in told[1]
+    assert told[1].startswith("Something went wrong inside the plugin (RuntimeError in test_panels.py, line ")
+    assert "boom" not in told[1]  # a message may hold a name or a path
 
 
 def test_every_button_signals(qtbot: Any) -> None:

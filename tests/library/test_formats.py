@@ -380,7 +380,8 @@ def test_two_orientations_in_one_header_are_refused(tmp_path: Path) -> None:
         read_volume(nifti(tmp_path / "x.nii", np.eye(4), flipped))
     shifted = np.eye(4)
     shifted[:3, 3] = 5
-    assert read_volume(nifti(tmp_path / "y.nii", np.eye(4), shifted)).sides_known
+    with pytest.raises(UserError, match=r"two places 8.7 mm apart"):
+        read_volume(nifti(tmp_path / "y.nii", np.eye(4), shifted))
 
 
 def test_shear_is_said(tmp_path: Path) -> None:

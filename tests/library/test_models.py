@@ -99,7 +99,7 @@ def test_a_half_written_model_is_never_seen(
     def full(path: Path, content: bytes) -> None:
         raise UserError("the file could not be written (No space left on device)", file=path)
 
-    monkeypatch.setattr("amvlm.models.bundle.write_bytes_atomically", full)
+    monkeypatch.setattr("amvlm.store.folders.write_bytes_atomically", full)
     with pytest.raises(UserError, match="No space left"):
         model.save(tmp_path / "m")
     assert (tmp_path / "m" / "model.safetensors").read_bytes() == before

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from amvlm.cli import main
 from amvlm.config import TrainSettings
 from amvlm.errors import UserError
 from amvlm.events import AnyEvent, Finished, Note, Validation
@@ -357,6 +359,19 @@ def test_a_planned_run_saves_a_model_that_segments_on_the_scans_grid(
     (folder / "config.json").write_text(json.dumps(kept))
     with pytest.raises(UserError, match="another version"):
         AmvlmModel.load(folder)
+
+
+def test_the_plan_is_printed_with_its_reasons(
+    sample_store: LabelStore, quick: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    main(["plan", str(sample_store.folder), "--minutes", "2", "--json", str(tmp_path / "plan.json")])
+    printed = capsys.readouterr().out
+    assert printed.startswith("2-D, 1 mm, patches of")
+    assert "they never overlap in the accepted masks" in " ".join(printed.replace("│", " ").split())
+    assert Plan.model_validate_json((tmp_path / "plan.json").read_text()).minutes == 2
+    with pytest.raises(SystemExit):
+        main(["plan", str(sample_store.folder), "--minutes", "0.02"])
+    assert "too few" in capsys.readouterr().err
 
 
 def test_a_run_broken_off_goes_on_to_the_same_bytes(

@@ -142,7 +142,7 @@ def test_a_card_names_the_weights_file_without_its_path(judged_store: LabelStore
         assert "weights.safetensors" in path.read_text()
         assert "Jane" not in path.read_text()
     shutil.rmtree(secret)
-    again = TrainSettings(**run.read_config()["settings"])
+    again = TrainSettings(**run.read_config().settings)
     with run:
         events = list(train(judged_store, build_model(names=NAMES), again, run, "new", resume=True))
     assert isinstance(events[-1], Finished)  # the checkpoint holds the weights; their file is not needed

@@ -6,19 +6,19 @@ import json
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from pydantic import BaseModel, ValidationError
 
-from amvlm import __version__, cli_labels, cli_plan
+from amvlm import __version__, cli_labels, cli_plan, console
 from amvlm.config import PretrainSettings, TrainSettings
 from amvlm.errors import UserError
 from amvlm.flags import with_settings
-from amvlm.following import console, follow
+from amvlm.following import errors_in_words, follow
 
 if TYPE_CHECKING:
     from amvlm.models import AmvlmModel
@@ -30,6 +30,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 Split = Literal["train", "val", "test"]
 RunName = Annotated[
@@ -37,6 +38,7 @@ RunName = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="go on from the run's newest checkpoint")]
 StoreFolder = Annotated[Path, typer.Argument(help="the study's folder", show_default=False)]
+_Settings = TypeVar("_Settings", bound=BaseModel)
 
 
 @app.command("import")
@@ -59,25 +61,53 @@ def import_(
     """Copy images, masks and captions into a study."""
     from amvlm.exchange import import_study
 
-    with console.status("Importing …") as status:
+    with console.status("Importing …") as update:
         report = import_study(
             source, into, masks=masks, structure=structure, labels=labels, laterality=laterality, split=split,
             accept_fraction=accept_fraction, seed=seed,
-            progress=lambda done, total: status.update(f"Importing {done} of {total} …"),
+            progress=lambda done, total: update(f"Importing {done} of {total} …"),
         )  # fmt: skip
-    for sentence in report.refused:
-        console.print(f"[yellow]refused[/] {sentence}", soft_wrap=True)
-    typer.echo(report.sentence())
+    for line in report.lines():
+        console.say(line)
+    console.result(report.sentence())
 
 
 def _run_folder(store: Path, run: str, resume: bool) -> RunFolder:
+    from amvlm.paths import check_name
     from amvlm.store.runs import RunFolder
 
+    if run:
+        check_name(run, "run name")
     if resume and not (run and (store / "runs" / run).is_dir()):
         raise UserError("there is no such run to resume", remedy="Name it: --run-name NAME --resume")
     if not run and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("several processes need one run's name", remedy="Name it: --run-name NAME")
-    return RunFolder(store / "runs" / run) if run else RunFolder.new(store)
+    return RunFolder.named(store, run) if run else RunFolder.new(store)
+
+
+def _recorded(kind: type[_Settings], settings: dict[str, object], folder: RunFolder) -> _Settings:
+    """The settings that a run began with, checked again: its folder may be a stranger's."""
+    try:
+        return kind.model_validate(settings)
+    except ValidationError as error:
+        raise UserError(
+            "this run cannot be resumed: its settings are not valid", file=folder.path, remedy="Start a new run."
+        ) from error
+
+
+def _write_json(output: Path | None, content: Any) -> None:
+    """Write the file that a person asked for with ``--json``."""
+    from amvlm.imaging import write_bytes_atomically
+
+    if output is not None:
+        write_bytes_atomically(output, json.dumps(content, indent=1).encode(), private=False)
+
+
+def _say_damaged(opened: LabelStore) -> None:
+    from amvlm.inference.catalogue import damaged_models
+
+    for sentence in damaged_models(opened).values():
+        console.say(sentence, "warning")
 
 
 @app.command()
@@ -95,15 +125,20 @@ def pretrain(
     from amvlm.learning import pretrain as run_pretraining
     from amvlm.models import AmvlmModel
     from amvlm.store import LabelStore
+    from amvlm.store.folders import model_target
 
     opened = LabelStore(store)
+    model_target(opened.folder, name or "base")
     folder = _run_folder(opened.folder, run, resume)
     with folder:
+        named = bool(base)
         if resume:
             config = folder.read_config()
-            settings, name = PretrainSettings(**config["settings"]), str(config["model"])
-            base = base or str(config["base"])
-        start = AmvlmModel.load(find_model(base, opened)) if base else None
+            known = _recorded(PretrainSettings, config.settings, folder)
+            encoders = known.encoders.completed(settings.encoders) if not config.base else known.encoders
+            settings = known.model_copy(update={"encoders": encoders})
+            name, base = name or config.model, base or config.base
+        start = AmvlmModel.load(find_model(base, opened, folders=named)) if base else None
         events = run_pretraining(opened, settings, folder, name or f"base-{folder.name}", resume, start)
         follow(events, folder)
 
@@ -119,24 +154,41 @@ def train(
     resume: Resume = False,
 ) -> None:
     """Train on accepted labels and on the rest of the study (the same as amvlm-train)."""
-    from amvlm.inference.catalogue import base_model, model_in_use
+    from amvlm.inference.catalogue import base_model
     from amvlm.learning import train as run_training
     from amvlm.models import AmvlmModel
     from amvlm.store import LabelStore
+    from amvlm.store.folders import model_target
 
     opened = LabelStore(store)
+    model_target(opened.folder, name or "model")
+    _say_damaged(opened)
     folder = _run_folder(opened.folder, run, resume)
     with folder:
+        named = bool(model)
         if resume:
             config = folder.read_config()
-            settings, name = TrainSettings(**config["settings"]), str(config["model"])
-            model = model or str(config["base"])
-        base, last = base_model(opened, model), model_in_use(opened)
+            settings = _recorded(TrainSettings, config.settings, folder)
+            name, model = name or config.model, model or config.base
+        base = base_model(opened, model, folders=named)
         events = run_training(
             opened, AmvlmModel.load(base), settings, folder, name or f"model-{folder.name}", resume,
-            previous=AmvlmModel.load(last) if last is not None else None,
+            previous=_previous(opened),
         )  # fmt: skip
         follow(events, folder)
+
+
+def _previous(opened: LabelStore) -> AmvlmModel | None:
+    """The model in use, to compare the new one with; a damaged one is not worth ending the run for."""
+    from amvlm.inference.catalogue import model_in_use
+    from amvlm.models import AmvlmModel
+
+    last = model_in_use(opened)
+    try:
+        return AmvlmModel.load(last) if last is not None else None
+    except UserError as error:
+        console.say(f"the model in use cannot be compared: {error}", "warning")
+        return None
 
 
 @app.command()
@@ -164,20 +216,20 @@ def segment(
     check_target(output)
     scan = read_volume(volume, volume_index, series)
     for note in scan.notes:
-        console.print(f"[yellow]note[/] {note}", soft_wrap=True)
+        console.say(note, "note")
     session = Session(AmvlmModel.load(find_model(model)), scan, default_device(), accurate)
     for warning in session.warnings(prompt):
-        console.print(f"[yellow]note[/] {warning}", soft_wrap=True)
+        console.say(warning, "note")
     if source == "prediction" and session.prediction_of(prompt) is None:
         raise UserError("this model makes no prediction for that structure", remedy="Use --source text.")
     kind = {"text": "text mask", "prediction": "prediction", "merged": "merged"}[source]
     probs = session.segment_volume(prompt)[kind]
     if doubt := session.doubts(prompt):
-        console.print(f"[yellow]note[/] {doubt}", soft_wrap=True)
+        console.say(doubt, "note")
     mask = to_original((probs >= max(1, round(threshold * 255))).astype(np.uint8), scan)
     write_volume(output, Volume(np.ascontiguousarray(mask), scan.affine, scan.sides_known, scan.planar))
     voxels = int(mask.sum())
-    typer.echo(f"{output.name}: {voxels:,} voxels, {voxels * scan.voxel_ml:.2f} ml")
+    console.result(f"{output.name}: {voxels:,} voxels, {voxels * scan.voxel_ml:.2f} ml")
 
 
 @app.command()
@@ -206,22 +258,23 @@ def evaluate(
         if vlm:
             _evaluate_vlm(opened, loaded, split, limit, output)
             return
-        with console.status("Evaluating …") as status:
+        with console.status("Evaluating …") as update:
             found = run_evaluation(
-                loaded, opened, split, lambda done, total: status.update(f"Case {done} of {total} …"), limit
+                loaded, opened, split, lambda done, total: update(f"Case {done} of {total} …"), limit
             )
-    if output is not None:
-        output.write_text(json.dumps(found.as_json(), indent=1), "utf-8")
-    table = Table(title=f"{found.model} on {split}: {len(found.case_ids)} cases (research use only)")
-    for column in ("mask", "structure", "cases", "mean Dice", "± sd", "mean IoU", "pooled Dice"):
-        table.add_column(column, justify="left" if column in ("mask", "structure") else "right")
+    _write_json(output, found.as_json())
+    rows = []
     for (kind, structure), summary in found.summaries().items():
         counted = f"{summary.cases - summary.empty_truths}" + (
             f" (+{summary.empty_truths} empty)" if summary.empty_truths else ""
         )
         figures = (summary.mean_dice, summary.sd_dice, summary.mean_iou, summary.pooled_dice)
-        table.add_row(kind, structure, counted, *(f"{figure:.3f}" for figure in figures))
-    Console(width=110).print(table)
+        rows.append((kind, structure, counted, *(f"{figure:.3f}" for figure in figures)))
+    console.table(
+        f"{found.model} on {split}: {len(found.case_ids)} cases (research use only)",
+        ("mask", "structure", "cases", "mean Dice", "± sd", "mean IoU", "pooled Dice"), rows,
+        left=("mask", "structure"),
+    )  # fmt: skip
 
 
 def _imported_for_testing(source: Path, into: Path, model: AmvlmModel) -> LabelStore:
@@ -234,14 +287,14 @@ def _imported_for_testing(source: Path, into: Path, model: AmvlmModel) -> LabelS
     if not source.is_dir():
         raise UserError("there is no such folder", file=source, remedy="Name a study, or a folder of images and masks.")
     known = [structure.name for structure in model.card.structures]
-    with console.status("Importing …") as status:
+    with console.status("Importing …") as update:
         report = import_study(
             source, into, masks="reference", structure=known[0] if len(known) == 1 else "", split="test",
-            progress=lambda done, total: status.update(f"Importing {done} of {total} …"),
+            progress=lambda done, total: update(f"Importing {done} of {total} …"),
         )  # fmt: skip
     for sentence in report.refused:
-        console.print(f"[yellow]refused[/] {sentence}", soft_wrap=True)
-    console.print(report.sentence(), soft_wrap=True)
+        console.say(sentence, "refused")
+    console.say(report.sentence())
     store = LabelStore(into)
     forget_names(store.store_id)
     return store
@@ -250,18 +303,15 @@ def _imported_for_testing(source: Path, into: Path, model: AmvlmModel) -> LabelS
 def _evaluate_vlm(store: LabelStore, model: AmvlmModel, split: Split, limit: int, output: Path | None) -> None:
     from amvlm.inference import evaluate_vlm
 
-    with console.status("Evaluating …") as status:
+    with console.status("Evaluating …") as update:
         found = evaluate_vlm(
-            model, store, split, limit=limit, progress=lambda done, total: status.update(f"Case {done} of {total} …")
+            model, store, split, limit=limit, progress=lambda done, total: update(f"Case {done} of {total} …")
         )
-    if output is not None:
-        output.write_text(json.dumps(found.as_json(), indent=1), "utf-8")
-    table = Table(title=f"{found.model} on {split}, its captions as prompts (research use only)")
-    for column in ("what", "measure", "value"):
-        table.add_column(column, justify="right" if column == "value" else "left")
-    for what, measure, value in found.rows():
-        table.add_row(what, measure, value)
-    Console(width=110).print(table)
+    _write_json(output, found.as_json())
+    console.table(
+        f"{found.model} on {split}, its captions as prompts (research use only)", ("what", "measure", "value"),
+        list(found.rows()), left=("what", "measure"),
+    )  # fmt: skip
 
 
 @app.command()
@@ -285,24 +335,25 @@ def quality(
 
     opened = LabelStore(store)
     loaded = AmvlmModel.load(find_model(model, opened))
-    with console.status("Looking …") as status:
-        found = assess(loaded, opened, split, lambda done, total: status.update(f"Case {done} of {total} …"))
+    with console.status("Looking …") as update:
+        found = assess(loaded, opened, split, lambda done, total: update(f"Case {done} of {total} …"))
     place = {case_id: number for number, case_id in enumerate(queue(found, order, seed))}
     found = sorted(found, key=lambda q: (place[q.case_id], q.structure))
-    if output is not None:
-        output.write_text(json.dumps([asdict(q) for q in found], indent=1), "utf-8")
-    table = Table(title=f"{loaded.card.name}: {len(place)} cases to judge, {order} first (research use only)")
-    for column in ("case", "structure", "expected Dice", "agreement", "foreground", "parts", "flags"):
-        table.add_column(column, justify="left" if column in ("case", "structure", "flags") else "right")
+    _write_json(output, [asdict(q) for q in found])
+    rows = []
     for q in found[: limit or None]:
         expected = "–" if q.expected_dice is None else f"{q.expected_dice:.3f}"
-        table.add_row(
-            q.case_id, q.structure, expected, f"{q.agreement:.3f}", f"{q.foreground:.2%}", str(q.components),
-            "; ".join(q.flags),
+        rows.append(
+            (q.case_id, q.structure, expected, f"{q.agreement:.3f}", f"{q.foreground:.2%}", q.components,
+             "; ".join(q.flags))
         )  # fmt: skip
-    Console(width=120).print(table)
+    console.table(
+        f"{loaded.card.name}: {len(place)} cases to judge, {order} first (research use only)",
+        ("case", "structure", "expected Dice", "agreement", "foreground", "parts", "flags"), rows,
+        left=("case", "structure", "flags"), width=120,
+    )  # fmt: skip
     if found and all(q.expected_dice is None for q in found):
-        console.print("[yellow]note[/] this model was not calibrated: accept a few validation cases and train again.")
+        console.say("this model was not calibrated: accept a few validation cases and train again.", "note")
 
 
 @app.command()
@@ -320,9 +371,9 @@ def verify(
         typer.echo(f"{len(run_cleaning(opened))} leftovers removed.")
     findings = list(run_verification(opened))
     for finding in findings:
-        typer.echo(f"{finding.kind}: {finding.text}")
+        console.result(f"{finding.kind}: {finding.text}")
     damage = sum(finding.kind == "damage" for finding in findings)
-    typer.echo(f"{len(opened.cases())} cases, {len(opened.snapshot().revisions)} labels, {damage} damaged.")
+    console.result(f"{len(opened.cases())} cases, {len(opened.snapshot().revisions)} labels, {damage} damaged.")
     if damage:
         raise typer.Exit(1)
 
@@ -341,9 +392,9 @@ def export(
     from amvlm.store import LabelStore
 
     if dicom is not None:
-        typer.echo(f"{export_dicom_seg(LabelStore(store), dicom, into)} DICOM segmentations written.")
+        console.result(f"{export_dicom_seg(LabelStore(store), dicom, into)} DICOM segmentations written.")
     else:
-        typer.echo(f"{export_labels(LabelStore(store), into, suffix)} masks written.")
+        console.result(f"{export_labels(LabelStore(store), into, suffix)} masks written.")
 
 
 @app.command()
@@ -363,12 +414,38 @@ for _command in (cli_plan.plan, cli_labels.judge, cli_labels.history, cli_labels
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of ``amvlm``: a sentence and exit code 2 for what a person can mend, never a traceback."""
+    """Entry point of ``amvlm``: a sentence and exit code 2 for what a person can mend, never a traceback.
+
+    Exit code 130: the person ended the command, and nothing was saved.
+    """
+    from amvlm.store.runs import Stopped
+
     try:
-        app(list(arguments) if arguments is not None else None, prog_name="amvlm", standalone_mode=arguments is None)
+        with errors_in_words():
+            given = None if arguments is None else list(arguments)
+            app(given, prog_name="amvlm", standalone_mode=given is None)
     except UserError as error:
-        typer.echo(f"amvlm: {error}", err=True)
-        raise SystemExit(2) from None
+        console.fail(str(error))
+        raise SystemExit(130 if isinstance(error, Stopped) else 2) from None
+    except SystemExit as error:
+        if error.code == 130:  # typer's word for Ctrl-C
+            console.fail("ended.")
+        raise
+    except Exception as error:  # the last boundary: a traceback shows paths, which may name patients
+        if "AMVLM_TRACEBACK" in os.environ:
+            raise
+        console.fail(_unexpected(error))
+        raise SystemExit(70) from None
+
+
+def _unexpected(error: BaseException) -> str:
+    """Which error of ours, and where, without a path and without the error's own text."""
+    places = [frame for frame in traceback.extract_tb(error.__traceback__) if "amvlm" in Path(frame.filename).parts]
+    where = f" in {Path(places[-1].filename).name}, line {places[-1].lineno}" if places else ""
+    return (
+        f"an unexpected {type(error).__name__}{where}. This is a fault of amvlm; please report it. "
+        "With AMVLM_TRACEBACK=1 it is shown in full."
+    )
 
 
 def train_main() -> None:

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from amvlm import console
 from amvlm.errors import UserError
 
 StoreFolder = Annotated[Path, typer.Argument(help="the study", show_default=False)]
@@ -52,7 +51,7 @@ def judge(
         opened.undo(case, structure)
     else:
         opened.mark(case, structure, "skipped" if verdict == "skip" else "rejected")
-    typer.echo(f"{structure} in {case}: {opened.state(case, structure)}")
+    console.result(f"{structure} in {case}: {opened.state(case, structure)}")
 
 
 def history(store: StoreFolder, case: CaseId, structure: StructureName) -> None:
@@ -61,15 +60,12 @@ def history(store: StoreFolder, case: CaseId, structure: StructureName) -> None:
 
     opened = LabelStore(store)
     opened.require(case, structure)
-    table = Table(title=f"{structure} in {case}")
-    for column in ("revision", "when", "who", "what", "source", "prompt", "model", "edits"):
-        table.add_column(column)
-    for r in opened.history(case, structure):
-        table.add_row(
-            str(r.revision_id), r.time[:16], r.author, r.kind, r.source, r.prompt, r.model_fingerprint[:8],
-            str(r.edited_voxels),
-        )  # fmt: skip
-    Console(width=140).print(table)
+    columns = ("revision", "when", "who", "what", "source", "prompt", "model", "edits")
+    rows = [
+        (r.revision_id, r.time[:16], r.author, r.kind, r.source, r.prompt, r.model_fingerprint[:8], r.edited_voxels)
+        for r in opened.history(case, structure)
+    ]
+    console.table(f"{structure} in {case}", columns, rows, left=columns, width=140)
 
 
 def restore(
@@ -78,10 +74,8 @@ def restore(
     """Make an earlier revision count again, as a new one."""
     from amvlm.store import LabelStore
 
-    restored = LabelStore(store).restore(revision)
-    typer.echo(
-        f"{restored.structure} in {restored.case_id}: revision {revision} counts again, as {restored.revision_id}"
-    )
+    new = LabelStore(store).restore(revision)
+    console.result(f"{new.structure} in {new.case_id}: revision {revision} counts again, as {new.revision_id}")
 
 
 def edit(
@@ -113,4 +107,4 @@ def edit(
     if largest_part:
         found = editing.largest_component(found)
     write_volume(output, volume.with_array(np.ascontiguousarray(to_original(found, volume))))
-    typer.echo(f"{output.name}: {before:,} → {int(found.sum()):,} voxels")
+    console.result(f"{output.name}: {before:,} → {int(found.sum()):,} voxels")

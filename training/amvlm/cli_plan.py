@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from amvlm import console
 from amvlm.config import TrainSettings
 
 
@@ -25,8 +24,6 @@ def plan(
     found = plan_of_store(LabelStore(store), settings)
     if output is not None:
         output.write_text(found.model_dump_json(indent=1), "utf-8")
-    typer.echo(found.sentence())
-    table = Table("choice", "value", "because", show_lines=False)
-    for reason in found.reasons:
-        table.add_row(reason.choice, reason.value, reason.why)
-    Console(width=120).print(table)
+    console.result(found.sentence())
+    rows = [(reason.choice, reason.value, reason.why) for reason in found.reasons]
+    console.table("The plan", ("choice", "value", "because"), rows, left=("choice", "value", "because"), width=120)

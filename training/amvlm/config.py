@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import PurePath
-from typing import Any, Literal
+import re
+from pathlib import Path, PurePath
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from amvlm.errors import UserError
+
+Channels = tuple[Annotated[int, Field(ge=1, le=2048)], ...]
 
 
 class Settings(BaseModel):
@@ -17,10 +22,50 @@ class Settings(BaseModel):
 class EncoderSettings(Settings):
     """Which encoders the vision-language model is built from."""
 
-    image_encoder: str = Field("tiny", title="Image encoder", description="tiny, small, paper, a hub id or a folder")
-    text_encoder: str = Field("tiny", title="Text encoder", description="tiny, small, paper, a hub id or a folder")
+    image_encoder: str = Field(
+        "tiny", title="Image encoder", description="tiny, small, paper, a hub id or a folder", max_length=4096
+    )
+    text_encoder: str = Field(
+        "tiny", title="Text encoder", description="tiny, small, paper, a hub id or a folder", max_length=4096
+    )
     image_size: int = Field(112, title="Image size (px)", ge=16, le=1024, multiple_of=8)
     embedding_size: int = Field(128, title="Embedding size", ge=8, le=1024)
+
+    def for_the_record(self) -> EncoderSettings:
+        """As a run and a model keep them: of an encoder in a folder, the folder's name without its path."""
+        return self.model_copy(
+            update={name: _without_path(getattr(self, name)) for name in ("image_encoder", "text_encoder")}
+        )
+
+    def completed(self, given: EncoderSettings) -> EncoderSettings:
+        """Recorded settings, with folders taken from those given again.
+
+        Raises
+        ------
+        UserError
+            If a folder was recorded and none is given.
+        """
+        changed = {}
+        for name in ("image_encoder", "text_encoder"):
+            recorded, again = getattr(self, name), getattr(given, name)
+            if recorded.startswith(_LOCAL):
+                if _without_path(again) != recorded:
+                    raise UserError(
+                        f"this run's {name.replace('_', ' ')} is from the folder {recorded.removeprefix(_LOCAL)!r}",
+                        remedy=f"Name that folder again: --{name.replace('_', '-')} FOLDER",
+                    )
+                changed[name] = again
+        return self.model_copy(update=changed)
+
+
+_LOCAL = "folder: "
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def _without_path(encoder: str) -> str:
+    if encoder.startswith(_LOCAL) or (_HUB_ID.fullmatch(encoder) and not Path(encoder).exists()):
+        return encoder
+    return _LOCAL + Path(encoder).name
 
 
 class GeneratorSettings(Settings):
@@ -28,7 +73,7 @@ class GeneratorSettings(Settings):
 
     form: Literal["film_unet", "frozen_linear"] = Field("film_unet", title="Text mask generator")
     network: Literal["basic_unet", "unet"] = Field("basic_unet", title="Network of film_unet")
-    channels: tuple[int, ...] = Field((16, 16, 32, 64, 128), title="U-Net channels by level", min_length=2)
+    channels: Channels = Field((16, 16, 32, 64, 128), title="U-Net channels by level", min_length=2, max_length=8)
     position: bool = Field(True, title="Features know their place", description="so that a text can name one")
     pamr_iterations: int = Field(0, title="PAMR iterations", ge=0, le=50)
 
@@ -40,13 +85,14 @@ class StudentSettings(Settings):
         "auto",
         title="Network",
         description="auto: basic_unet, in 3-D unet; or efficientnet-lite0, efficientnet-b0, resnet18 …",
+        max_length=64,
     )
     dimensions: Literal[2, 3] = Field(2, title="Dimensions", description="3: whole blocks of slices, for volumes")
-    channels: tuple[int, ...] = Field((16, 16, 32, 64, 128), title="U-Net channels by level", min_length=2)
+    channels: Channels = Field((16, 16, 32, 64, 128), title="U-Net channels by level", min_length=2, max_length=8)
     dropout: float = Field(0.1, title="Feature dropout", ge=0, lt=1)
     planes: int = Field(16, title="Slices in a block (3-D)", ge=8, le=512, multiple_of=8)
     slice_ratio: float = Field(
-        0.0, title="Slice spacing ÷ pixel spacing (3-D)", ge=0, description="0 measures it in the study"
+        0.0, title="Slice spacing ÷ pixel spacing (3-D)", ge=0, le=1000, description="0 measures it in the study"
     )
     encoder_weights: str = Field("", title="Encoder weights", description="a local .safetensors file")
 
@@ -64,12 +110,12 @@ class LoopSettings(Settings):
     learning_rate: float = Field(1e-3, title="Learning rate", gt=0, le=1)
     weight_decay: float = Field(1e-4, title="Weight decay", ge=0, le=1)
     warmup: float = Field(0.05, title="Warm-up (share of steps)", ge=0, le=0.5)
-    seed: int = Field(0, title="Seed", ge=0)
+    seed: int = Field(0, title="Seed", ge=0, le=2**63 - 1)
     device: Literal["auto", "cpu"] = Field("auto", title="Device")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", title="Precision", description="auto measures which is faster here and records it"
     )
-    validate_every: int = Field(250, title="Validate every (steps)", ge=1)
+    validate_every: int = Field(250, title="Validate every (steps)", ge=1, le=10**9)
     threads: int = Field(0, title="CPU threads", ge=0, le=256, description="0 leaves torch's own choice")
 
 
@@ -138,6 +184,10 @@ class PretrainSettings(LoopSettings):
         if isinstance(encoders, dict):
             given = {**given, "encoders": {**preset["encoders"], **encoders}}
         return {"learning_rate": preset["learning_rate"], **given}
+
+    def for_the_record(self) -> PretrainSettings:
+        """As a run and a model card keep them: no path of this machine."""
+        return self.model_copy(update={"encoders": self.encoders.for_the_record()})
 
 
 class TrainSettings(LoopSettings):

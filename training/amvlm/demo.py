@@ -7,11 +7,11 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
+from amvlm import console
 from amvlm.config import TrainSettings
 from amvlm.events import Progress, Validation
+from amvlm.imaging import write_bytes_atomically
 from amvlm.inference.catalogue import bundled_model_folder
 from amvlm.inference.evaluate import KINDS, Evaluation, evaluate
 from amvlm.inference.session import Session
@@ -62,31 +62,31 @@ def comparison(before: Evaluation, after: Evaluation) -> list[dict[str, object]]
 
 def print_comparison(rows: list[dict[str, object]]) -> None:
     """The demo's table, on standard output."""
-    table = Table(title="Dice on cases that no training saw, before and after the accepted corrections", min_width=86)
-    for column in ("mask", "structure"):
-        table.add_column(column)
-    for column in ("before", "after", "change", "cases improved"):
-        table.add_column(column, justify="right")
+    shown = []
     for row in rows:
         before, after = float(str(row["before"])), float(str(row["after"]))
-        table.add_row(
-            str(row["mask"]), str(row["structure"]), f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}",
-            f"{row['better']} of {row['cases']}", style="bold" if row["mask"] == "mean" else "",
+        shown.append(
+            (row["mask"], row["structure"], f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}",
+             f"{row['better']} of {row['cases']}")
         )  # fmt: skip
-    Console(width=100).print(table, "Research use only, not for diagnosis.", sep="\n")
+    console.table(
+        "Dice on cases that no training saw, before and after the accepted corrections",
+        ("mask", "structure", "before", "after", "change", "cases improved"), shown, left=("mask", "structure"),
+        width=100, bold=lambda row: row[0] == "mean",
+    )  # fmt: skip
+    console.result("Research use only, not for diagnosis.")
 
 
 def run_demo(seed: int, steps: int, output: Path | None) -> None:
     """Prompt, correct, accept, train and measure, without a window."""
-    console = Console(stderr=True, highlight=False)
-    with tempfile.TemporaryDirectory() as temporary, console.status("Copying the sample study …") as status:
+    with tempfile.TemporaryDirectory() as temporary, console.status("Copying the sample study …") as update:
         store = copy_sample_study(Path(temporary) / "study")
         base = AmvlmModel.load(bundled_model_folder())
         before = evaluate(base, store, "test")
         references = store.references()
         todo = cases_to_correct(store)
         for done, case_id in enumerate(todo):
-            status.update(f"Correcting case {done + 1} of {len(todo)} …")
+            update(f"Correcting case {done + 1} of {len(todo)} …")
             session = Session(base, store.read_image(store.case(case_id)))
             for structure in store.structures():
                 started_from = session.segment_volume(structure.prompt)["merged"] > 127
@@ -100,14 +100,15 @@ def run_demo(seed: int, steps: int, output: Path | None) -> None:
         with run:
             for event in train(store, base, training_settings(seed, steps), run, MODEL_NAME):
                 if isinstance(event, Progress):
-                    status.update(f"{event.stage}: {event.step} of {event.steps}, {event.seconds_left or 0:.0f} s left")
+                    update(f"{event.stage}: {event.step} of {event.steps}, {event.seconds_left or 0:.0f} s left")
                 elif isinstance(event, Validation):
-                    console.print(f"step {event.step}: validation Dice of the prediction {event.student}")
-        status.update("Measuring …")
+                    console.say(f"step {event.step}: validation Dice of the prediction {event.student}")
+        update("Measuring …")
         rows = comparison(before, evaluate(AmvlmModel.load(store.folder / "models" / MODEL_NAME), store, "test"))
     print_comparison(rows)
     if output is not None:
-        output.write_text(json.dumps({"seed": seed, "steps": steps, "rows": rows}, indent=1), "utf-8")
+        content = json.dumps({"seed": seed, "steps": steps, "rows": rows}, indent=1).encode()
+        write_bytes_atomically(output, content, private=False)
 
 
 def _canonical(mask: np.ndarray, session: Session) -> np.ndarray:

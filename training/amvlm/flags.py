@@ -57,7 +57,8 @@ def _flag(flag: str, info: FieldInfo) -> inspect.Parameter:
     help_ = f"{info.title}{': ' + info.description if info.description else ''} [{_shown(default)}]"
     kind: Any = info.annotation
     if get_origin(kind) is tuple:
-        kind = list[get_args(kind)[0]]  # type: ignore[misc]
+        part = get_args(kind)[0]
+        kind = list[get_args(part)[0] if get_origin(part) is Annotated else part]  # type: ignore[misc]
     option = typer.Option(f"--{flag.replace('_', '-')}", help=help_, show_default=False)
     return inspect.Parameter(
         flag, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]

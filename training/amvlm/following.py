@@ -2,68 +2,143 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 
-import typer
-from rich.console import Console
-
+from amvlm import console
+from amvlm.curves import Curves
 from amvlm.errors import UserError
 from amvlm.events import AnyEvent, Failed, Finished, Note, Progress, Started, Validation
-from amvlm.store.runs import RunFolder, process_rank
+from amvlm.store.runs import RunFolder, Stopped, process_rank
 
-console = Console(stderr=True, highlight=False)
+STOPPING = "Stopping: what was learned so far is saved as a usable model … (Ctrl-C again ends at once, without a model)"
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGBREAK")
+"""Ctrl-C, what Slurm and ``kill`` send, and Ctrl-Break."""
 
 
 def follow(events: Iterator[AnyEvent], run: RunFolder) -> None:
-    """Show a job's events and keep them in the run's file; the person's Ctrl-C asks for a usable end."""
-    if process_rank() > 0:  # the first of several processes speaks for all
-        for _ in events:
-            pass
-        return
-    sink = _TensorBoard(run.path)
+    """Show a job's events and keep them in the run's file; Ctrl-C and SIGTERM ask for a usable end.
+
+    Raises
+    ------
+    UserError
+        If the job ends without a model; the run's file says so too.
+    Stopped
+        At the second Ctrl-C, or at the first where nothing was learned yet.
+    """
     try:
-        with console.status("Starting …") as status:
-            while True:
-                try:
-                    event = next(events)
-                except StopIteration:
-                    return
-                run.events.write(event)
-                sink.write(event)
-                _show(event, status)
+        with asking_to_stop(run), errors_in_words("; the last checkpoint is kept"):
+            if process_rank() > 0:  # the first of several processes speaks for all
+                for _ in events:
+                    pass
+                return
+            curves = Curves(run.path)
+            with console.status("Starting …") as update:
+                for event in events:
+                    run.events.write(event)
+                    _draw(event, curves)
+                    _show(event, update)
     except UserError as error:
-        run.events.write(Failed(text=str(error)))
+        _keep_failure(run, str(error))
         raise
     except KeyboardInterrupt:
-        run.ask_to_stop()
-        console.print("Stopping; a usable model is being saved …")
-        for event in events:
-            run.events.write(event)
+        ended = Stopped("ended at once, without a model", remedy="If it has a checkpoint, --resume goes on from there.")
+        _keep_failure(run, str(ended))
+        raise ended from None
+
+
+@contextmanager
+def asking_to_stop(run: RunFolder) -> Iterator[None]:
+    """Turn the first signal to end into the run's wish to stop; the second raises ``KeyboardInterrupt``.
+
+    Under torchrun, which repeats signals, every further one is the first again. Outside the main thread, where
+    handlers cannot be set, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked and "TORCHELASTIC_RUN_ID" not in os.environ:
+            raise KeyboardInterrupt
+        if not asked and process_rank() == 0:
+            console.say_from_signal(STOPPING)
+        asked = True
+        with suppress(UserError):  # a full disk: within this process the wish counts all the same
+            run.ask_to_stop()
+
+    before = {
+        known: signal.signal(known, handle) for name in _SIGNALS if (known := getattr(signal, name, None)) is not None
+    }
+    try:
+        yield
     finally:
-        sink.close()
+        for known, handler in before.items():
+            signal.signal(known, handler)
 
 
-def _show(event: AnyEvent, status: Any) -> None:
+@contextmanager
+def errors_in_words(kept: str = "") -> Iterator[None]:
+    """Short memory and a failing disk, as a sentence; ``kept`` says what is not lost.
+
+    Raises
+    ------
+    UserError
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_short_memory(error):
+            raise
+        raise UserError(
+            "this machine's memory does not hold the job",
+            remedy=f"Close other programs, or choose a smaller batch, image size or network{kept}.",
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"a file could not be read or written ({error.strerror or type(error).__name__})",
+            file=error.filename if isinstance(error.filename, str) else None,
+            remedy=f"Check free disk space, permissions, and that the folder was not moved{kept}.",
+        ) from error
+
+
+def is_short_memory(error: BaseException) -> bool:
+    """True for MemoryError, and for what torch raises where the host's memory ends."""
+    text = str(error)
+    return isinstance(error, MemoryError) or "not enough memory" in text or "can't allocate memory" in text
+
+
+def _keep_failure(run: RunFolder, text: str) -> None:
+    with suppress(UserError):  # the disk is full, or the folder gone: the error before says more
+        if process_rank() == 0:
+            run.events.write(Failed(text=text))
+
+
+def _show(event: AnyEvent, update: Callable[[str], None]) -> None:
     match event:
         case Progress():
             left = "" if event.seconds_left is None else f", {_minutes(event.seconds_left)} left"
             losses = "  ".join(f"{name} {value:.3f}" for name, value in event.losses.items())
-            status.update(f"{event.stage}: {event.step} of {event.steps}{left}  {losses}")
+            update(f"{event.stage}: {event.step} of {event.steps}{left}  {losses}")
         case Started():
-            console.print(
+            console.say(
                 f"{event.job}: {event.labelled} labelled, {event.unlabelled} unlabelled, {event.validation} validation "
                 f"cases; {', '.join(event.structures)}; {event.steps} steps on {event.device} in {event.precision}"
             )
         case Note():
-            console.print(f"{'[yellow]warning[/] ' if event.level == 'warning' else ''}{event.text}", soft_wrap=True)
+            console.say(event.text, "warning" if event.level == "warning" else "")
         case Validation():
             rows = [f"{kind.replace('_', ' ')} " + ", ".join(f"{d:.3f}" for d in getattr(event, kind).values())
                     for kind in ("student", "text_mask", "merged") if getattr(event, kind)]  # fmt: skip
-            console.print(f"step {event.step}, validation Dice: {'; '.join(rows)}")
+            console.say(f"step {event.step}, validation Dice: {'; '.join(rows)}")
         case Finished():
-            typer.echo(f"Saved the model {event.model} after {_minutes(event.seconds)}.")
+            console.result(f"Saved the model {event.model} after {_minutes(event.seconds)}.")
         case _:
             pass
 
@@ -72,22 +147,12 @@ def _minutes(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"
 
 
-class _TensorBoard:
-    """Curves of a run, for those who like them there."""
-
-    def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
-
-    def write(self, event: AnyEvent) -> None:
-        if isinstance(event, Progress):
-            for name, value in event.losses.items():
-                self._writer.add_scalar(f"loss/{name}", value, event.step)
-        elif isinstance(event, Validation):
-            for kind in ("student", "text_mask", "merged"):
-                for structure, dice in getattr(event, kind).items():
-                    self._writer.add_scalar(f"dice/{kind}/{structure}", dice, event.step)
-
-    def close(self) -> None:
-        self._writer.close()
+def _draw(event: AnyEvent, curves: Curves) -> None:
+    """Curves for those who like them in TensorBoard."""
+    if isinstance(event, Progress):
+        for name, value in event.losses.items():
+            curves.add_scalar(f"loss/{name}", value, event.step)
+    elif isinstance(event, Validation):
+        for kind in ("student", "text_mask", "merged"):
+            for structure, dice in getattr(event, kind).items():
+                curves.add_scalar(f"dice/{kind}/{structure}", dice, event.step)

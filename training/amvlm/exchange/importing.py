@@ -3,56 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
-from amvlm.errors import UserError
-from amvlm.exchange.exporting import packed
+from amvlm.errors import UserError, printable
+from amvlm.exchange.accounts import ImportReport
+from amvlm.exchange.arrivals import Arrivals, rounded_affine
 from amvlm.exchange.layouts import Item, Layout, read_layout
-from amvlm.imaging import Volume, read_volume
-from amvlm.store import LabelStore, NewCase, Structure
+from amvlm.exchange.masks import read_masks
+from amvlm.imaging.copies import study_copy
+from amvlm.store import Case, NewCase, Structure
 from amvlm.store.names import remember_names
 from amvlm.store.records import Laterality, Split
 from amvlm.text import names_a_side, normalise_caption, to_patient_sides
 
 Masks = Literal["labels", "reference", "ignore"]
 _SPLITS: tuple[tuple[float, Split], ...] = ((0.15, "val"), (0.30, "test"), (1.0, "train"))
-
-
-@dataclass
-class ImportReport:
-    """What an import did, in counts."""
-
-    cases: int = 0
-    masks: int = 0
-    captions: int = 0
-    without_caption: int = 0
-    unused_captions: int = 0
-    patients: int = 0
-    already_there: int = 0
-    structures: list[str] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
-
-    def sentence(self) -> str:
-        parts = [f"{self.cases} cases, {self.masks} masks, {self.captions} captions"]
-        if self.already_there:
-            parts.append(f"{self.already_there} images were in the study already")
-        if self.captions and self.without_caption:
-            parts.append(f"{self.without_caption} cases have no caption")
-        if self.unused_captions:
-            parts.append(f"{self.unused_captions} rows of the caption table name no image here")
-        if 0 < self.patients < self.cases:
-            parts.append(f"{self.patients} patients, none in two splits")
-        if self.refused:
-            parts.append(f"{len(self.refused)} files were refused")
-        return "; ".join(parts) + "."
 
 
 def import_study(
@@ -96,60 +66,146 @@ def import_study(
     Returns
     -------
     ImportReport
-        One unreadable file does not stop the others: it is named in ``refused``.
+        One unreadable file does not stop the others; every file that was seen is accounted for.
+
+    Raises
+    ------
+    UserError
+        If nothing could be imported, or the study cannot be written. Nothing of the import remains then.
     """
     layout = read_layout(Path(source), structure, labels)
-    into = Path(into)
-    sides: Laterality = "image" if (laterality or layout.laterality) == "image" else "patient"
-    _refuse_doubtful_names(layout, structure, sides)
-    store = LabelStore.open_or_create(into)
-    has_masks = any(item.mask is not None for item in layout.items)
-    accepted = _chosen(layout.items, accept_fraction, seed)
+    _refuse_doubtful_names(layout, structure, laterality)
+    choices = _Choices(
+        masks, laterality, split, splits or {}, any(item.mask is not None for item in layout.items),
+        _chosen(layout.items, accept_fraction, seed),
+    )  # fmt: skip
+    layout = _without_masks(layout) if masks == "ignore" else layout
     report = ImportReport(structures=list(layout.structures), unused_captions=layout.unused_captions)
-    found: list[tuple[NewCase, Item]] = []
-    for done, item in enumerate(layout.items):
-        try:
-            volume = item.read()
-            mask_hashes = {} if masks == "ignore" else _masks_of(item, volume, layout, store)
-            content, suffix = _clean_copy(item, volume)
-        except UserError as error:
-            report.refused.append(str(error))
-            continue
-        chosen: Split = (splits or {}).get(item.image.name) or (
-            _hashed_split(item.patient or item.name, has_masks) if split == "auto" else split
+    arrivals = Arrivals(Path(into))
+    try:
+        for done, item in enumerate(layout.items, 1):
+            _bring_in(item, layout, choices, arrivals, report)
+            if progress is not None:
+                progress(done, len(layout.items))
+        brought = arrivals.commit(
+            Structure(name, (alias,) if alias else (), prompts=(name,)) for name, alias in layout.structures.items()
         )
-        is_label = masks == "labels" and chosen != "test" and (chosen == "val" or item.image in accepted)
-        new = NewCase(
-            item.patient, chosen, volume.modality or layout.modality, sides, store.images.add(content, suffix), suffix,
-            volume.shape, rounded_affine(volume), volume.sides_known, volume.planar, _captions_of(item, layout, sides),
-            mask_hashes, mask_hashes if is_label else {},
-        )  # fmt: skip
-        found.append((new, item))
-        if progress is not None:
-            progress(done + 1, len(layout.items))
-    if not found:
-        store.remove_if_empty()
-        raise UserError(
-            report.refused[0] if report.refused else "nothing was imported",
-            remedy="" if report.refused else "Check it.",
-        )
-    structures = [
-        Structure(name, (alias,) if alias else (), prompts=(name,)) for name, alias in layout.structures.items()
-    ]
-    added = store.add_import(structures, [new for new, _ in found])
-    brought = [(case, new, item) for case, (new, item) in zip(added, found, strict=True) if case is not None]
-    report.cases, report.already_there = len(brought), added.count(None)
-    report.patients = len({case.group for case, _, _ in brought})
-    report.captions = sum(len(new.captions) for _, new, _ in brought)
-    report.masks = sum(bool(new.references) for _, new, _ in brought)
-    report.without_caption = sum(not new.captions for _, new, _ in brought)
-    remember_names(store.store_id, {case.case_id: item.name for case, _, item in brought})
+    except BaseException:
+        arrivals.withdraw()
+        raise
+    _settle(brought, arrivals, layout, choices, report)
+    if brought:
+        _remember(arrivals, brought, report)
+    elif not report.already_there:
+        raise _nothing(report)
     return report
 
 
-def rounded_affine(volume: Volume) -> NDArray[np.float64]:
-    """The affine after the one rounding to float32 that NIfTI brings; masks and image share it."""
-    return volume.affine.astype(np.float32).astype(np.float64)
+@dataclass(frozen=True)
+class _Choices:
+    """What the person asked for, and what follows from the folder as a whole."""
+
+    masks: Masks
+    laterality: Literal["", "patient", "image"]
+    split: Split | Literal["auto"]
+    splits: Mapping[str, Split]
+    has_masks: bool
+    accepted: set[Path]
+
+    def split_of(self, item: Item) -> Split:
+        chosen = self.splits.get(item.image.name)
+        if chosen is None:
+            chosen = _hashed_split(item.patient or item.name, self.has_masks) if self.split == "auto" else self.split
+        return chosen
+
+    def are_labels(self, item: Item, split: Split) -> bool:
+        """Whether the item's masks are accepted, or only kept to measure with."""
+        return self.masks == "labels" and split != "test" and (split == "val" or item.image in self.accepted)
+
+    def sides_of(self, item: Item) -> Laterality:
+        return "image" if (self.laterality or item.laterality) == "image" else "patient"
+
+
+def _bring_in(item: Item, layout: Layout, choices: _Choices, arrivals: Arrivals, report: ImportReport) -> None:
+    """Read one image and its masks whole, and only then write; one that cannot be trusted is refused by name."""
+    at_fault = item.files
+    try:
+        volume = item.read()
+        content, suffix = study_copy(volume)
+        if arrivals.has(content):
+            arrivals.repeated.append(item)
+            return
+        at_fault = [item.mask] if item.mask else []
+        masks = read_masks(item, volume, layout.structures, layout.values)
+    except UserError as error:
+        _refuse(item, at_fault, str(error) if error.file_name else f"{item.image.name}: {error}", layout)
+        return
+    except MemoryError:
+        _refuse(item, at_fault, f"{printable(item.image.name)}: there is not enough memory to read it.", layout)
+        return
+    split, sides = choices.split_of(item), choices.sides_of(item)
+    hashes = {name: arrivals.keep_mask(mask, volume) for name, mask in masks.items()}
+    report.empty_masks += bool(masks) and not any(mask.any() for mask in masks.values())
+    new = NewCase(
+        item.patient, split, volume.modality or layout.modality, sides, arrivals.keep_image(content, suffix), suffix,
+        volume.shape, rounded_affine(volume), volume.sides_known, volume.planar, _captions_of(item, layout, sides),
+        hashes, hashes if choices.are_labels(item, split) else {},
+    )  # fmt: skip
+    arrivals.add(new, item)
+
+
+def _refuse(item: Item, at_fault: Sequence[Path], sentence: str, layout: Layout) -> None:
+    folder = item.place.rpartition("/")[0]
+    layout.accounts.settle("refused", at_fault, printable(f"{folder}/{sentence}" if folder else sentence))
+    rest = [path for path in (*item.files, item.mask) if path is not None and path not in at_fault]
+    why = "its mask was refused, and so is the case" if item.mask in at_fault else "its scan was refused"
+    if rest:
+        layout.accounts.settle("left out", rest, f"{layout.accounts.place(rest[0])}: {why}.")
+
+
+def _settle(brought: Sequence[tuple[Case, NewCase, Item]], arrivals: Arrivals, layout: Layout, choices: _Choices,
+            report: ImportReport) -> None:  # fmt: skip
+    """Count what came in, and what became of every file."""
+    accounts = layout.accounts
+    for _, new, item in brought:
+        accounts.settle("scan", item.files)
+        accounts.settle("mask", [item.mask] if item.mask else [])
+        if choices.has_masks and choices.masks != "ignore" and item.mask is None:
+            report.without_mask.append(printable(item.name))
+        report.captions += len(new.captions)
+        report.masks += bool(new.references)
+        report.without_caption += not new.captions
+    for item in arrivals.repeated:
+        accounts.settle("already there", item.files)
+        if item.mask is not None and not accounts.settled(item.mask):
+            accounts.leave_out(item.mask, "its scan is in the study already, so this mask was not taken")
+    report.cases, report.already_there = len(brought), len(arrivals.repeated)
+    report.patients = len({case.group for case, _, _ in brought})
+    accounts.close(report)
+
+
+def _remember(arrivals: Arrivals, brought: Sequence[tuple[Case, NewCase, Item]], report: ImportReport) -> None:
+    """Keep the files' names for the window; the scans are in the study even where that fails."""
+    try:
+        remember_names(arrivals.store.store_id, {case.case_id: item.name for case, _, item in brought})
+    except UserError as error:
+        report.notes.append(str(error))
+
+
+def _nothing(report: ImportReport) -> UserError:
+    """Why nothing came in: the first refusals in full, the rest as counts."""
+    more = len(report.refused) - 5
+    counted = [f"{more} more files were refused"] * (more > 0)
+    counted += [f"{len(report.left_out)} files were left out"] * bool(report.left_out)
+    first = " ".join(report.refused[:5]) or "nothing was imported"
+    return UserError(first, remedy=f"{'; '.join(counted)}." if counted else "")
+
+
+def _without_masks(layout: Layout) -> Layout:
+    for item in layout.items:
+        if item.mask is not None:
+            layout.accounts.leave_out(item.mask, "masks are ignored, as asked for")
+    return replace(layout, items=[replace(item, mask=None) for item in layout.items])
 
 
 def _captions_of(item: Item, layout: Layout, sides: Laterality) -> tuple[tuple[str | None, str], ...]:
@@ -159,7 +215,7 @@ def _captions_of(item: Item, layout: Layout, sides: Laterality) -> tuple[tuple[s
     return tuple((name, to_patient_sides(normalise_caption(text), sides)) for name, text in texts if text)
 
 
-def _refuse_doubtful_names(layout: Layout, structure: str, sides: Laterality) -> None:
+def _refuse_doubtful_names(layout: Layout, structure: str, laterality: str) -> None:
     """Names in a source of the image's sides: whose left they mean cannot be known (a name typed here: the patient's).
 
     Raises
@@ -167,8 +223,8 @@ def _refuse_doubtful_names(layout: Layout, structure: str, sides: Laterality) ->
     UserError
     """
     doubtful = [name for name in layout.structures if name != structure and names_a_side(name)]
-    captioned = any(item.caption or item.by_structure for item in layout.items)
-    if sides == "image" and captioned and doubtful:
+    captioned = [item for item in layout.items if item.caption or item.by_structure]
+    if doubtful and any((laterality or item.laterality) == "image" for item in captioned):
         raise UserError(
             f"its captions name the image's left and right, so whose left “{doubtful[0]}” means cannot be known",
             remedy="Name the structures by the patient's sides, swap the captions' sides to the patient's, and import "
@@ -187,52 +243,3 @@ def _hashed_split(name: str, has_masks: bool) -> Split:
     draw = int(hashlib.sha256(f"split {name}".encode()).hexdigest()[:8], 16) / 2**32
     found = next(split for bound, split in _SPLITS if draw < bound)
     return found if has_masks or found != "test" else "train"
-
-
-def _clean_copy(item: Item, volume: Volume) -> tuple[bytes, str]:
-    """Bytes for the study: a volume as NIfTI of our own header, a picture as it came unless it carries words."""
-    if not volume.planar:
-        return packed(volume), ".nii.gz"
-    if item.image.suffix.lower() in (".png", ".webp"):
-        with Image.open(item.image) as picture:
-            silent = {"loop", "background", "timestamp", "duration", "dpi", "gamma", "transparency"}
-            if picture.format in ("PNG", "WEBP") and set(picture.info) <= silent:
-                return item.image.read_bytes(), item.image.suffix.lower()
-    pixels = volume.array[:, :, 0].swapaxes(0, 1)
-    stream = io.BytesIO()
-    if pixels.dtype not in (np.uint8, np.uint16):
-        Image.fromarray(np.ascontiguousarray(pixels, dtype=np.float32)).save(stream, "TIFF")
-        return stream.getvalue(), ".tif"
-    Image.fromarray(np.ascontiguousarray(pixels)).save(stream, "PNG")
-    return stream.getvalue(), ".png"
-
-
-def _masks_of(item: Item, volume: Volume, layout: Layout, store: LabelStore) -> dict[str, str]:
-    """Keep the item's masks; structure → hash."""
-    if item.mask is None:
-        return {}
-    mask = read_volume(item.mask)
-    if mask.array.ndim != 3:
-        raise UserError("a mask must be grey-scale", file=item.mask, remedy="Save it with one value per structure.")
-    same = mask.shape == volume.shape if volume.planar else mask.same_grid(volume)
-    if not same:
-        raise UserError(
-            f"the mask's grid {mask.shape} is not its image's {volume.shape}",
-            file=item.mask,
-            remedy="Resample the mask onto its image, or draw it again.",
-        )
-    grid = Volume(volume.array if volume.array.ndim == 3 else volume.array[..., 0],
-                  rounded_affine(volume), volume.sides_known, volume.planar)  # fmt: skip
-    if not layout.values:
-        (name,) = layout.structures
-        return {name: store.masks.add((mask.array > 0).astype(np.uint8), grid)}
-    unknown = set(np.unique(mask.array).tolist()) - {0, *layout.values}
-    if unknown:
-        raise UserError(f"the mask holds values without a name: {sorted(unknown)[:5]}", file=item.mask,
-                        remedy="Name every value in dataset.json.")  # fmt: skip
-    return {name: store.masks.add(_of_value(mask.array, value), grid) for value, name in layout.values.items()}
-
-
-def _of_value(array: NDArray[np.generic], value: int) -> NDArray[np.uint8]:
-    equal: NDArray[np.uint8] = (array == value).astype(np.uint8)
-    return equal

@@ -1,27 +1,33 @@
-"""What lies on disk: the MSD, LViT, Kaggle and plain folder layouts, read into one list of items."""
+"""What lies on disk: the MSD, LViT, Kaggle, DICOM and plain folder layouts, read into one list of items."""
 
 from __future__ import annotations
 
 import itertools
-import json
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from amvlm.errors import UserError
-from amvlm.exchange.tables import CaptionTable, split_by_structure
+from amvlm.exchange.accounts import Accounts
+from amvlm.exchange.descriptions import MsdEntry, read_label_names, read_msd
+from amvlm.exchange.folders import list_files
+from amvlm.exchange.matching import (
+    names_image_sides,
+    patient_folders,
+    patient_in,
+    placed,
+    scans_and_masks,
+    stem,
+    without_namesakes,
+)
+from amvlm.exchange.spreadsheets import TABLE_SUFFIXES
+from amvlm.exchange.tables import Captions, split_by_structure
 from amvlm.imaging import Volume, read_volume
 from amvlm.imaging.dicom import read_series
 from amvlm.imaging.dicom_headers import DicomSeries, find_series, is_dicom, series_of_file
 from amvlm.imaging.readers import is_image_name
+from amvlm.paths import check_encodable, check_regular
 
-_IMAGE_FOLDERS = ("img", "images", "imgs", "imagestr")
-_MASK_FOLDERS = ("labelcol", "ground-truths", "ground_truths", "groundtruths", "masks", "labels", "labelstr")
-_IMAGE_SIDES = ("img/labelcol", "images/ground-truths")
-"""Layouts of chest X-ray sets whose captions name the image's own left and right (LViT, QaTa-COV19)."""
-_PATIENT = re.compile(r"(sub-[a-z0-9]+|(?:case|patient|pat|subject|volume|vol)[_-]?\d+)(?=[_.-])", re.IGNORECASE)
 _SPINE = ("S", "L5", "L4", "L3", "L2", "L1", "T12", "T11", "T10", "T9")
 MRSPINESEG = {
     **{value: (f"{'sacrum' if name == 'S' else f'{name} vertebra'}", name) for value, name in enumerate(_SPINE, 1)},
@@ -37,9 +43,9 @@ MRSPINESEG = {
 class Item:
     """One image, its mask file if any, and its captions if any.
 
-    ``caption`` speaks of the whole image; ``by_structure`` holds one caption per structure instead. ``patient`` is what
-    DICOM says, or the part of the file name that several images of one patient share; "" where nothing tells. Of a
-    DICOM series ``image`` is the folder.
+    ``caption`` speaks of the whole image; ``by_structure`` holds one caption per structure instead; ``laterality`` says
+    whose left and right they name. Of a DICOM series ``image`` is the folder. ``place`` is where a nested image lies
+    below the source ("" at the top), ``group`` the patient whose folder it is.
     """
 
     image: Path
@@ -47,6 +53,9 @@ class Item:
     caption: str = ""
     by_structure: Mapping[str, str] = field(default_factory=dict)
     series: DicomSeries | None = None
+    laterality: str = "patient"
+    place: str = ""
+    group: str = ""
 
     def read(self) -> Volume:
         """The image; see :func:`amvlm.imaging.read_volume` for what is refused."""
@@ -55,28 +64,34 @@ class Item:
     @property
     def name(self) -> str:
         """How the person knows this image."""
-        return self.image.name + ("" if self.series is None else f" (series {self.series.number})")
+        return (self.place or self.image.name) + ("" if self.series is None else f" (series {self.series.number})")
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that hold the image."""
+        return [self.image] if self.series is None else list(dict.fromkeys(f.path for f in self.series.frames))
 
     @property
     def patient(self) -> str:
-        if self.series is not None and self.series.patient:
-            return self.series.patient
-        found = _PATIENT.match(self.image.name)
-        return found.group(1).lower() if found else ""
+        """What DICOM says; else whose folder it is; else what several file names share; "" where nothing tells."""
+        identifier = self.series.patient if self.series else ""
+        nested = stem(self.image) if self.place and self.series is None else ""  # T1/x and T2/x are one patient's
+        return identifier or self.group or patient_in(self.image.name) or nested
 
 
 @dataclass(frozen=True)
 class Layout:
     """A recognised folder: its items and what its mask values mean (value → structure).
 
-    ``values`` is empty for masks that hold one structure, wherever they are above 0.
+    ``structures`` maps each structure to its short name or "". ``values`` is empty for masks that hold one structure,
+    wherever they are above 0. ``accounts`` has seen every file of the folder.
     """
 
     kind: str
     items: list[Item]
+    accounts: Accounts
     structures: dict[str, str] = field(default_factory=dict)
     values: dict[int, str] = field(default_factory=dict)
-    laterality: str = "patient"
     modality: str = ""
     unused_captions: int = 0
 
@@ -98,124 +113,172 @@ def read_layout(source: Path, structure: str, labels: str = "") -> Layout:
     UserError
         If nothing is there, or names are ambiguous.
     """
-    if not source.exists():
-        raise UserError("there is no such folder", file=source, remedy="Check the name.")
-    if source.is_file():
-        if not is_image_name(source.name) and is_dicom(source):
-            return Layout("DICOM", [Item(source.parent, series=series_of_file(source))])
-        return Layout("one image", [Item(source)])
-    if (source / "dataset.json").is_file():
-        return _msd(source)
-    if items := _dicom_items(source):
-        return Layout("DICOM", items)
-    return _pictures(source, structure or "target", labels)
+    accounts = Accounts(source)
+    if not check_encodable(check_regular(source)).is_dir():
+        return _one_file(source, accounts)
+    files = list_files(source, accounts)
+    for description in (source / "dataset.json", source / "labels.json"):
+        if description in accounts.refused_in(source):
+            raise UserError("what the masks mean cannot be read: it is a link out of the folder, or no plain file",
+                            file=description, remedy="Copy it into the folder.")  # fmt: skip
+    if source / "dataset.json" in files:
+        return _msd(source, files, accounts)
+    series = _dicom_items(source, files, accounts)
+    return _pictures(source, files, series, structure or "target", labels, accounts)
 
 
-def _dicom_items(source: Path) -> list[Item]:
-    """Every series in a folder and its subfolders, where the folder itself holds no other kind of image."""
-    if _images(source) or _subfolder(source, _IMAGE_FOLDERS):
-        return []
-    folders = [source, *sorted(path for path in source.rglob("*") if path.is_dir() and not path.name.startswith("."))]
-    return [Item(folder, series=series) for folder in folders for series in find_series(folder)]
+def _one_file(source: Path, accounts: Accounts) -> Layout:
+    item = Item(source)
+    if not is_image_name(source.name) and is_dicom(source):
+        item = Item(source.parent, series=series_of_file(source))
+    for path in item.files:
+        accounts.see(path)
+    return Layout("one image" if item.series is None else "DICOM", [item], accounts)
 
 
-def _msd(source: Path) -> Layout:
+# -- DICOM ----------------------------------------------------------------------------------------------------------
+
+
+def _dicom_items(source: Path, files: Sequence[Path], accounts: Accounts) -> list[Item]:
+    """Every series in a folder and its subfolders; a folder of which a part cannot be read is refused."""
+    folders: dict[Path, list[Path]] = {}
+    for path in files:
+        if not is_image_name(path.name) and path.suffix.lower() not in TABLE_SUFFIXES and is_dicom(path):
+            folders.setdefault(path.parent, []).append(path)
+    found = []
+    for folder, members in folders.items():
+        try:
+            found += [_series_item(source, folder, s) for s in _series_in(folder, members, accounts)]
+        except UserError as error:
+            accounts.settle("refused", members, f"{accounts.place(folder)}: its DICOM series are refused; {error}")
+    return found
+
+
+def _series_in(folder: Path, members: Sequence[Path], accounts: Accounts) -> list[DicomSeries]:
+    suffixes = {path.suffix.lower() for path in members}
+    lost = [path for path in accounts.refused_in(folder) if path.suffix.lower() in suffixes]
+    if lost:
+        raise UserError("this file may be one of its slices, and cannot be used", file=lost[0],
+                        remedy="Copy the folder again, so that no slice is lost.")  # fmt: skip
+    kept = []
+    without_image = set(members)
+    for series in find_series(folder):
+        paths = list(dict.fromkeys(frame.path for frame in series.frames))
+        without_image -= set(paths)
+        if series.modality in ("SEG", "RTDOSE"):
+            where = accounts.place(paths[0])
+            accounts.settle("refused", paths, f"{where}: this DICOM object is no scan ({series.modality}).")
+        else:
+            kept.append(series)
+    for path in sorted(without_image):
+        accounts.leave_out(path, "a DICOM file without an image")
+    return kept
+
+
+def _series_item(source: Path, folder: Path, series: DicomSeries) -> Item:
+    return Item(folder, series=series, place=folder.relative_to(source).as_posix() if folder != source else "")
+
+
+# -- Medical Segmentation Decathlon ---------------------------------------------------------------------------------
+
+
+def _msd(source: Path, files: Sequence[Path], accounts: Accounts) -> Layout:
     path = source / "dataset.json"
-    try:
-        description: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        names = {int(value): str(name) for value, name in description["labels"].items() if int(value) > 0}
-        training = description["training"]
-        items = [Item(source / entry["image"], source / entry["label"]) for entry in training]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            "it is not a Medical Segmentation Decathlon description",
-            file=path,
-            remedy="It needs 'labels' and 'training'.",
-        ) from error
-    modality = str(next(iter(dict(description.get("modality", {})).values()), ""))
-    whole = str(description.get("name", "")).strip().lower()
-    structures = {name: _full_name(name, whole) for name in names.values()}
-    return Layout(
-        "MSD",
-        sorted(items, key=lambda item: item.image.name),
-        {full: short for short, full in structures.items()},
-        {value: structures[name] for value, name in names.items()},
-        modality={"MRI": "MR"}.get(modality, modality),
-    )
-
-
-def _full_name(label: str, organ: str) -> str:
-    """ "Anterior" of "Hippocampus" is the *anterior hippocampus*: Task04 names its labels by the part alone."""
-    label = label.lower()
-    return f"{label} {organ}" if organ == "hippocampus" and label in ("anterior", "posterior") else label
-
-
-def _pictures(source: Path, structure: str, labels: str) -> Layout:
-    """A folder of images, or one with a folder of images, one of masks and tables of captions."""
-    folder = _subfolder(source, _IMAGE_FOLDERS) or source
-    mask_folder = _subfolder(source, _MASK_FOLDERS)
-    images = _images(folder)
-    if not images:
-        raise UserError("the folder holds no image", file=folder, remedy="Choose the folder that holds the scans.")
-    names = [_stem(path) for path in images]
-    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
-    masks = _by_stem(mask_folder) if mask_folder else {}
-    tables = [path for path in sorted(source.iterdir()) if path.suffix.lower() in (".xlsx", ".csv", ".json")]
-    captions = CaptionTable([path for path in tables if path.name != "labels.json"], source)
-    if twice is not None and (masks or tables):
-        raise UserError(f"two images are called {twice!r}", file=folder, remedy="Keep one of them, or rename it.")
-    values = _values(source, labels)
-    structures = dict(values.values()) if values else {structure: ""} if masks or tables else {}
-    aliases = {name: [short] if short else [] for name, short in structures.items()}
+    description = read_msd(path)
+    accounts.settle("table", [path])
+    usable, taken = set(files) - {path}, set[Path]()
     items = []
-    for path in images:
-        mask = masks.get(f"mask_{_stem(path)}") or masks.get(_stem(path))
-        caption = captions.of(path, mask)
-        parts = split_by_structure(caption, aliases) if values and caption else None
-        items.append(Item(path, mask, "" if parts is not None else caption, parts or {}))
-    known = mask_folder is not None and f"{folder.name}/{mask_folder.name}".lower() in _IMAGE_SIDES
+    for entry in description.entries:
+        try:
+            item = _msd_item(entry, source, usable, taken)
+        except UserError as error:
+            accounts.settle("refused", (), f"an entry of dataset.json: {error}")
+        else:
+            taken |= {item.image, *filter(None, [item.mask])}
+            items.append(item)
+    for file in sorted(usable - taken):
+        accounts.leave_out(file, "dataset.json does not name it for training")
+    structures = {name: description.full_name(name) for name in description.names.values()}
     return Layout(
-        "pictures" if mask_folder else "folder", items, structures,
-        {value: name for value, (name, _) in values.items()},
-        laterality="image" if known else "patient", unused_captions=captions.unused,
+        "MSD", _with_groups(source, sorted(items, key=lambda item: item.image.name)), accounts,
+        {full: short for short, full in structures.items()},
+        {value: structures[name] for value, name in description.names.items()},
+        modality=description.modality,
     )  # fmt: skip
 
 
-def _subfolder(source: Path, names: tuple[str, ...]) -> Path | None:
-    there = {path.name.lower(): path for path in source.iterdir() if path.is_dir()}
-    return next((there[name] for name in names if name in there), None)
+def _msd_item(entry: MsdEntry, source: Path, usable: set[Path], taken: set[Path]) -> Item:
+    image, mask = entry.paths(source)
+    if image not in usable:
+        raise UserError("there is no such file", file=image, remedy="Check the name and the folder.")
+    if image in taken or mask in taken or image == mask:
+        raise UserError("it is named twice", file=image, remedy="Keep one entry for each image and mask.")
+    return Item(image, mask if mask in usable else None)
 
 
-def _values(source: Path, labels: str) -> dict[int, tuple[str, str]]:
+# -- folders of images ----------------------------------------------------------------------------------------------
+
+
+def _pictures(source: Path, files: Sequence[Path], series: list[Item], structure: str, labels: str,
+              accounts: Accounts) -> Layout:  # fmt: skip
+    """A folder of images; one with a folder of images, one of masks and tables of captions; and folders of these."""
+    images = [placed(path, source) for path in files if is_image_name(path.name)]
+    pairs = scans_and_masks(images, accounts)
+    values = _values(source, labels, accounts)
+    captions = Captions(source, files, [scan for scan, _ in pairs], accounts)
+    if captions or any(mask for _, mask in pairs):
+        kept = set(without_namesakes([scan for scan, _ in pairs], accounts))
+        pairs = [pair for pair in pairs if pair[0] in kept]
+    structures = dict(values.values()) if values else {}
+    if not values and (captions or any(mask for _, mask in pairs)):
+        structures = {structure: ""}
+    aliases = {name: [short] if short else [] for name, short in structures.items()}
+    sides = names_image_sides(images)
+    items = []
+    for scan, mask in pairs:
+        caption = captions.of(scan, mask)
+        parts = split_by_structure(caption, aliases) if values and caption else None
+        items.append(Item(scan.path, mask, "" if parts is not None else caption, parts or {},
+                          laterality="image" if scan.unit in sides else "patient", place=scan.place))  # fmt: skip
+    _leave_out_the_rest(files, series, accounts)
+    if not items and not series and not accounts.refused:
+        raise UserError("the folder holds no image", file=source, remedy="Choose the folder that holds the scans.")
+    kind = "pictures" if any(file.is_mask for file in images) else "folder" if items or not series else "DICOM"
+    return Layout(
+        kind, _with_groups(source, items + series), accounts, structures,
+        {value: name for value, (name, _) in values.items()}, unused_captions=captions.unused,
+    )  # fmt: skip
+
+
+def _values(source: Path, labels: str, accounts: Accounts) -> dict[int, tuple[str, str]]:
     """Mask value → (structure, its short name)."""
+    own = source / "labels.json"
+    if not labels and accounts.saw(own):
+        accounts.settle("table", [own])
+        return {value: (name, "") for value, name in read_label_names(own).items()}
+    if labels and accounts.saw(own) and Path(labels) != own:
+        accounts.leave_out(own, "the names of the values were given otherwise")
     if labels.lower() == "mrspineseg":
         return MRSPINESEG
-    path = Path(labels) if labels else source / "labels.json"
-    if not labels and not path.is_file():
-        return {}
-    try:
-        entries = json.loads(path.read_text("utf-8"))
-        return {int(value): (str(name).strip().lower(), "") for value, name in entries.items() if int(value) > 0}
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(
-            "it does not say what the masks' values mean", file=path, remedy='It needs {"1": "name", …}.'
-        ) from error
+    if labels and accounts.saw(Path(labels)):
+        accounts.settle("table", [Path(labels)])
+    return {value: (name, "") for value, name in read_label_names(Path(labels)).items()} if labels else {}
 
 
-def _stem(path: Path) -> str:
-    name = path.name.lower()
-    return name.removesuffix(".nii.gz") if name.endswith(".nii.gz") else path.stem.lower()
+def _leave_out_the_rest(files: Iterable[Path], series: Iterable[Item], accounts: Accounts) -> None:
+    of_series = {path for item in series for path in item.files}
+    for path in files:
+        if not is_image_name(path.name) and path not in of_series and not accounts.settled(path):
+            accounts.leave_out(path, "not an image")
 
 
-def _images(folder: Path) -> list[Path]:
-    found = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return sorted(path for path in found if is_image_name(path.name))
-
-
-def _by_stem(folder: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in _images(folder):
-        if _stem(path) in found:
-            raise UserError(f"two masks are called {_stem(path)!r}", file=folder, remedy="Keep one of them.")
-        found[_stem(path)] = path
-    return found
+def _with_groups(source: Path, items: Sequence[Item]) -> list[Item]:
+    """The items with the patient that their folders tell; DICOM's identifier counts for a folder that has one."""
+    folders = [(i.image.parent if i.series is None else i.image).relative_to(source).parts for i in items]
+    groups = patient_folders(folders)
+    identifiers: dict[str, set[str]] = {}
+    for item, group in zip(items, groups, strict=True):
+        if item.series is not None and item.series.patient:
+            identifiers.setdefault(group, set()).add(item.series.patient)
+    only = {group: next(iter(found)) for group, found in identifiers.items() if group and len(found) == 1}
+    return [replace(item, group=only.get(group, group)) for item, group in zip(items, groups, strict=True)]

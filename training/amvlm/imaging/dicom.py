@@ -1,7 +1,7 @@
 """DICOM: one series as a volume.
 
-Geometry comes from the headers (image position and orientation of every slice), pixels from SimpleITK, which decodes
-the compressed transfer syntaxes. What does not form one regular grid is explained and refused, never guessed.
+Geometry comes from the headers (image position and orientation of every slice), pixels from ``dicom_pixels``. What
+does not form one regular grid is explained and refused, never guessed.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amvlm.errors import UserError, the_one_meant, volume_names
-from amvlm.imaging.dicom_headers import AGAIN, DicomSeries, Frame, quietly
+from amvlm.imaging.dicom_file import AGAIN, Frame
+from amvlm.imaging.dicom_headers import DicomSeries
+from amvlm.imaging.dicom_pixels import read_pixels
+from amvlm.imaging.limits import in_a_sentence
 from amvlm.imaging.volume import Volume
-
-MAX_VOXELS = 2**33
+from amvlm.imaging.voxels import finite
 
 
 def read_series(series: DicomSeries, volume_index: int | None = None) -> Volume:
@@ -37,6 +39,11 @@ def read_series(series: DicomSeries, volume_index: int | None = None) -> Volume:
         Missing or doubled slices, mixed orientations or sizes, truncated or undecodable pixels.
     """
     folder = series.frames[0].path.parent if len(series.frames) > 1 else series.frames[0].path
+    with in_a_sentence(folder, "this series is damaged"):
+        return _read(series, volume_index, folder)
+
+
+def _read(series: DicomSeries, volume_index: int | None, folder: Path) -> Volume:
     frames = _without_copies(series)
     if frames[0].position is None and len(frames) == 1:
         return _planar(series, frames[0])
@@ -48,9 +55,19 @@ def read_series(series: DicomSeries, volume_index: int | None = None) -> Volume:
     affine, notes = _affine(stack, folder)
     if series.modality == "CT" and any(frame.rescale is None for frame in stack):
         notes.append("The files state no rescale slope: values may not be Hounsfield units.")
-    pixels = _pixels(stack, folder)
+    pixels, more = finite(read_pixels(stack, folder), folder)
     array = pixels.transpose(2, 1, 0) if pixels.ndim == 3 else pixels.transpose(2, 1, 0, 3)
-    return Volume(array, affine, True, False, series.modality, tuple(notes))
+    return _volume(series, array, affine, folder, (*notes, *more), sides_known=True)
+
+
+def _volume(
+    series: DicomSeries, array: NDArray[Any], affine: NDArray[np.float64], folder: Path, notes: Sequence[str],
+    sides_known: bool, planar: bool = False,
+) -> Volume:  # fmt: skip
+    try:
+        return Volume(array, affine, sides_known, planar, series.modality, tuple(notes))
+    except UserError as error:
+        raise UserError(error.what, file=folder, remedy=error.remedy) from error
 
 
 # -- geometry -----------------------------------------------------------------------------------------------------
@@ -130,94 +147,16 @@ def _affine(stack: Sequence[Frame], folder: Path) -> tuple[NDArray[np.float64], 
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps, notes
 
 
-# -- pixels -------------------------------------------------------------------------------------------------------
-
-
 def _planar(series: DicomSeries, frame: Frame) -> Volume:
     """One image without a position, such as an X-ray, as one slice; MONOCHROME1 is inverted by the decoder."""
-    pixels = _pixels([frame], frame.path)
+    pixels, more = finite(read_pixels([frame], frame.path), frame.path)
     array = np.moveaxis(pixels, 0, 2).swapaxes(0, 1)
     across = {"L\\F": -1.0, "R\\F": 1.0}.get("\\".join(series.patient_orientation))
-    notes = []
+    notes = list(more)
     if across is None:
         notes.append("The file does not say which side is the patient's left.")
     if frame.spacing is None:
         notes.append("The file states no pixel size: areas are in pixels.")
     rows, columns = frame.spacing or (1.0, 1.0)
     affine = np.diag([(across or -1.0) * columns, -rows, 1.0, 1.0])
-    return Volume(array, affine, across is not None, True, series.modality, tuple(notes))
-
-
-def _pixels(stack: Sequence[Frame], folder: Path) -> NDArray[Any]:
-    """(slices, rows, columns[, 3]), rescaled as the headers say."""
-    if len(stack) * stack[0].rows * stack[0].columns > MAX_VOXELS:
-        raise UserError("the series asks for more voxels than fit in memory", file=folder, remedy="Crop the scan.")
-    slopes = {frame.rescale for frame in stack}
-    files = list(dict.fromkeys(frame.path for frame in stack))
-    if len(files) == len(stack) > 1 and len(slopes) == 1:
-        pixels = _decoded(files, folder)
-    else:  # one slope for each image (PET), or several frames in one file
-        kept: dict[Path, NDArray[Any]] = {}
-        for path in files:
-            decoded = _decoded([path], path)
-            kept[path] = decoded if len(slopes) == 1 else decoded.astype(np.float32)
-        pixels = np.stack([kept[frame.path][frame.index] for frame in stack])
-    if pixels.shape[:3] != (len(stack), stack[0].rows, stack[0].columns):
-        raise UserError("the pixels do not have the size that the headers state", file=folder, remedy=AGAIN)
-    return pixels
-
-
-def _decoded(files: Sequence[Path], named: Path) -> NDArray[Any]:
-    import SimpleITK
-
-    try:
-        _check_lengths(files)
-        names = [str(path) for path in files]
-        image = SimpleITK.ReadImage(names if len(names) > 1 else names[0], imageIO="GDCMImageIO")
-    except RuntimeError as error:
-        raise UserError(
-            f"its pixels cannot be decoded ({_syntax(files[0])})", file=named,
-            remedy="The file is damaged, or compressed in a way that is not supported: export it uncompressed.",
-        ) from error  # fmt: skip
-    array: NDArray[Any] = SimpleITK.GetArrayFromImage(image)
-    return array if array.ndim > 2 and not (array.ndim == 3 and array.shape[-1] == 3) else array[None]
-
-
-def _check_lengths(files: Sequence[Path]) -> None:
-    """Uncompressed pixels cut short are padded in silence by the decoder: count them first."""
-    import pydicom
-
-    for path in files:
-        with quietly():
-            header = pydicom.dcmread(path, defer_size=1024, force=True)
-        if (
-            getattr(header.file_meta, "TransferSyntaxUID", None) is None
-            or header.file_meta.TransferSyntaxUID.is_compressed
-        ):
-            continue
-        wanted = (
-            int(header.Rows) * int(header.Columns) * int(header.get("SamplesPerPixel") or 1)
-            * int(header.get("NumberOfFrames") or 1) * int(header.BitsAllocated) // 8
-        )  # fmt: skip
-        try:
-            held = len(header.PixelData) if "PixelData" in header else 0
-        except Exception:  # noqa: BLE001 - cut inside the element
-            held = 0
-        if held < wanted:
-            raise UserError(
-                f"the file is cut short: {wanted:,} bytes of pixels expected, {held:,} found", file=path, remedy=AGAIN
-            )
-
-
-def _syntax(path: Path) -> str:
-    try:
-        return str(_meta(path).TransferSyntaxUID.name)
-    except Exception:  # noqa: BLE001 - only for a message
-        return "transfer syntax not readable"
-
-
-def _meta(path: Path) -> Any:
-    import pydicom
-
-    with quietly():
-        return pydicom.dcmread(path, stop_before_pixels=True, force=True).file_meta
+    return _volume(series, array, affine, frame.path, notes, across is not None, planar=True)

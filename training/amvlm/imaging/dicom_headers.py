@@ -1,46 +1,22 @@
-"""What DICOM headers say: the series of a folder, and where each image lies in the patient."""
+"""The series of a folder. Every file is accounted for: read, named as left out, or the folder is refused."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterable, Iterator
+import re
+import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from amvlm.errors import UserError
+from amvlm.imaging.dicom_file import DICOM_SUFFIXES, DicomFile, Frame, is_dicom, read_header
+from amvlm.imaging.limits import in_a_sentence
 
-DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
-AGAIN = "Export the series again from its source."
-_TAGS = (
-    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality", "PatientID",
-    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "ImagerPixelSpacing", "SliceThickness",
-    "SpacingBetweenSlices", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel",
-    "RescaleSlope", "RescaleIntercept", "InstanceNumber", "PatientOrientation", "TemporalPositionIdentifier",
-    "EchoNumbers", "AcquisitionNumber", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
-    "PixelRepresentation", "BitsAllocated",
-)  # fmt: skip
+__all__ = ["DicomSeries", "FolderScan", "LeftOut", "find_series", "is_dicom", "scan_folder", "series_of_file"]
 
-
-@dataclass(frozen=True)
-class Frame:
-    """One image of a series: where its pixels are and where it lies in the patient (LPS, mm)."""
-
-    path: Path
-    index: int
-    uid: str
-    rows: int
-    columns: int
-    position: tuple[float, ...] | None
-    orientation: tuple[float, ...] | None
-    spacing: tuple[float, float] | None
-    thickness: float
-    rescale: tuple[float, float] | None
-    order: tuple[float, ...]
+_HEAD = 4096
+_OTHER_MAGICS = (b"\x89PNG", b"\xff\xd8\xff", b"%PDF", b"PK\x03\x04", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\x1f\x8b",
+                 b"MZ", b"\x7fELF", b"SQLite", b"7z\xbc\xaf", b"RIFF", b"\xd0\xcf\x11\xe0")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,148 +43,154 @@ class DicomSeries:
         return ", ".join([*filter(None, words), f"{len(self.frames)} × {first.columns} × {first.rows}"])
 
 
-def is_dicom(path: Path) -> bool:
-    """True for a file with DICOM's magic word, or a DICOM suffix."""
-    try:
-        with path.open("rb") as stream:
-            return stream.read(132)[128:] == b"DICM" or path.suffix.lower() in DICOM_SUFFIXES
-    except OSError:
-        return False
+@dataclass(frozen=True)
+class LeftOut:
+    """A file of a folder that is not part of a series, and why, as a clause."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class FolderScan:
+    """The series of a folder, and every other file in it; folders in it are not listed."""
+
+    series: list[DicomSeries]
+    left_out: list[LeftOut]
 
 
 def find_series(source: Path) -> list[DicomSeries]:
-    """List the image series of a folder (not of its subfolders), in order of their numbers.
+    """List the image series of a folder; see :func:`scan_folder`."""
+    return scan_folder(source).series
+
+
+def scan_folder(source: Path) -> FolderScan:
+    """List the image series of a folder (not of its subfolders), in order of their numbers, and what is left out.
+
+    A file counts as a damaged slice when its name says so (a DICOM suffix, or the pattern of names that the images of
+    this folder share), or when nothing tells it from one: no suffix of its own among images without suffixes, and
+    neither text nor another known format inside.
 
     Raises
     ------
     UserError
-        If a DICOM file cannot be parsed: leaving it out could lose a slice without a word.
+        If a file is a damaged slice, or may be one and cannot be read: leaving it out could lose a slice.
     """
-    paths = sorted(path for path in source.iterdir() if path.is_file() and not path.name.startswith("."))
-    headers, damaged = [], []
-    for path in paths:
-        if not is_dicom(path) or path.name.upper() == "DICOMDIR":
-            continue
-        try:
-            header = _header(path)
-            if header.get("Rows") and header.get("Columns"):
-                headers.append((path, header))
-        except UserError:
-            damaged.append(path)
-    if damaged:
-        more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-        raise UserError(
-            f"this DICOM file is damaged{more}", file=damaged[0],
-            remedy="Copy the folder again from its source, so that no slice is lost.",
-        )  # fmt: skip
-    return _grouped(headers)
+    with in_a_sentence(source, "the folder cannot be read"):
+        left_out: list[LeftOut] = []
+        candidates = []
+        for path in sorted(source.iterdir()):
+            reason = _never_a_slice(path)
+            if reason:
+                left_out.append(LeftOut(path, reason))
+            elif not path.is_dir():
+                candidates.append(_Candidate.of(path))
+        names = [candidate.path for candidate in candidates if candidate.head[128:132] == b"DICM"]
+        patterns, suffixes = {_pattern(path) for path in names}, {_suffix(path) for path in names}
+        files, damaged = [], []
+        for candidate in candidates:
+            if candidate.head[128:132] != b"DICM" and not candidate.claims(patterns, suffixes):
+                left_out.append(LeftOut(candidate.path, candidate.problem or "not DICOM"))
+                continue
+            try:
+                file = candidate.header()
+            except UserError as error:
+                damaged.append(error)
+                continue
+            if file.frames:
+                files.append(file)
+            else:
+                left_out.append(LeftOut(file.path, f"DICOM without a scan{f' ({file.kind})' if file.kind else ''}"))
+        _refuse(damaged)
+        return FolderScan(_grouped(files), sorted(left_out, key=lambda entry: entry.path))
 
 
 def series_of_file(path: Path) -> DicomSeries:
     """The series that one file belongs to, from its folder."""
-    uid = str(_header(path).get("SeriesInstanceUID", ""))
     for series in find_series(path.parent):
-        if series.uid == uid:
+        if any(frame.path == path for frame in series.frames):
             return series
     raise UserError("it holds no image", file=path, remedy="Choose an image of the series.")
 
 
-@contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """pydicom repeats odd header values in warnings and logs: they may name a patient."""
-    logger = logging.getLogger("pydicom")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logger.setLevel(level)
+@dataclass(frozen=True)
+class _Candidate:
+    path: Path
+    head: bytes
+    problem: str
+
+    @classmethod
+    def of(cls, path: Path) -> _Candidate:
+        try:
+            if not stat.S_ISREG(path.stat().st_mode):
+                return cls(path, b"", "neither a file nor a folder")
+            with path.open("rb") as stream:
+                return cls(path, stream.read(_HEAD), "")
+        except PermissionError:
+            return cls(path, b"", "it may not be read")
+        except OSError:
+            return cls(path, b"", "it cannot be opened")
+
+    def claims(self, patterns: set[str], suffixes: set[str]) -> bool:
+        """Whether this file without DICOM's magic word may be one of the folder's images all the same."""
+        if self.path.suffix.lower() in DICOM_SUFFIXES or _pattern(self.path) in patterns:
+            return True
+        return _suffix(self.path) in suffixes and not (_is_text(self.head) or self.head.startswith(_OTHER_MAGICS))
+
+    def header(self) -> DicomFile:
+        if self.problem:
+            raise UserError(self.problem, file=self.path)
+        if not self.head:
+            raise UserError("the file is empty", file=self.path)
+        return read_header(self.path)
 
 
-def _header(path: Path) -> Any:
-    import pydicom
-
-    try:
-        with quietly():
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS), force=True)
-            if "SOPClassUID" not in header:
-                raise UserError("it holds no DICOM object", file=path, remedy=AGAIN)
-            for tag in _TAGS:
-                header.get(tag)  # values are parsed at their first use: now, while errors are caught
-            return header
-    except UserError:
-        raise
-    except PermissionError as error:
-        raise UserError("the file may not be read", file=path, remedy="Ask for permission to read it.") from error
-    except Exception as error:
-        raise UserError("this DICOM file is damaged", file=path, remedy=AGAIN) from error
+def _never_a_slice(path: Path) -> str:
+    """Why a file of this name is no image, whatever it holds; "" for all others."""
+    if path.name.startswith(".") and not path.is_dir():
+        return "hidden file"
+    return "index of a DICOM disc" if path.name.upper() == "DICOMDIR" else ""
 
 
-def _grouped(headers: Iterable[tuple[Path, Any]]) -> list[DicomSeries]:
-    groups: dict[str, list[tuple[Path, Any]]] = {}
-    for path, header in headers:
-        groups.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((path, header))
+def _pattern(path: Path) -> str:
+    """A name with its numbers taken out: the slices of a series mostly share one."""
+    return re.sub(r"\d+", "#", path.name.lower())
+
+
+def _suffix(path: Path) -> str:
+    """The suffix; a number (as at the end of a UID) is none."""
+    return re.sub(r"^\.\d+$", "", path.suffix.lower())
+
+
+def _is_text(head: bytes) -> bool:
+    if not head:
+        return False
+    text = head.decode("utf-8", "ignore")
+    return len(text.encode()) >= len(head) - 3 and all(c.isprintable() or c in "\t\r\n\ufeff" for c in text)
+
+
+def _refuse(damaged: list[UserError]) -> None:
+    if damaged:
+        first = damaged[0]
+        more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
+        known = first.what.startswith("this DICOM file is damaged")
+        raise UserError(
+            f"{'' if known else 'this DICOM file is damaged: '}{first.what}{more}", file=first.file_name,
+            remedy="Copy the folder again from its source, so that no slice is lost; remove what is no slice.",
+        )  # fmt: skip
+
+
+def _grouped(files: Iterable[DicomFile]) -> list[DicomSeries]:
+    groups: dict[str, list[DicomFile]] = {}
+    for file in files:
+        groups.setdefault(file.series_uid, []).append(file)
     found = []
     for uid, members in groups.items():
-        first = members[0][1]
-        try:
-            frames = tuple(frame for path, header in members for frame in _frames(path, header))
-        except (TypeError, ValueError, AttributeError, IndexError) as error:
-            raise UserError("the headers of this series are damaged", file=members[0][0], remedy=AGAIN) from error
+        first = members[0]
+        frames = tuple(frame for file in members for frame in file.frames)
+        colour = int(frames[0].source.module.get("SamplesPerPixel") or 1) == 3
         found.append(
-            DicomSeries(
-                uid, int(first.get("SeriesNumber") or 0), str(first.get("Modality") or ""),
-                str(first.get("SeriesDescription") or "").strip(), str(first.get("PatientID") or ""), frames,
-                int(first.get("SamplesPerPixel") or 1) == 3,
-                tuple(str(value) for value in first.get("PatientOrientation") or ()),
-            )
+            DicomSeries(uid, first.number, first.modality, first.description, first.patient, frames, colour,
+                        first.patient_orientation)
         )  # fmt: skip
     return sorted(found, key=lambda series: (series.number, series.uid))
-
-
-def _frames(path: Path, header: Any) -> Iterator[Frame]:
-    """The frames of one file: one, or those of an enhanced multi-frame object."""
-    shared = _first(header.get("SharedFunctionalGroupsSequence"))
-    groups = header.get("PerFrameFunctionalGroupsSequence")
-    for index in range(int(header.get("NumberOfFrames") or 1)):
-        own = groups[index] if groups else None
-
-        def of(sequence: str, tag: str, own: Any = own) -> Any:
-            for group in (own, shared):
-                item = _first(group.get(sequence)) if group is not None else None
-                if item is not None and item.get(tag) is not None:
-                    return item.get(tag)
-            return header.get(tag)
-
-        slope = of("PixelValueTransformationSequence", "RescaleSlope")
-        intercept = of("PixelValueTransformationSequence", "RescaleIntercept")
-        spacing = of("PixelMeasuresSequence", "PixelSpacing") or header.get("ImagerPixelSpacing")
-        thickness = of("PixelMeasuresSequence", "SpacingBetweenSlices") or of("PixelMeasuresSequence", "SliceThickness")
-        order = ("TemporalPositionIdentifier", "EchoNumbers", "AcquisitionNumber", "InstanceNumber")
-        yield Frame(
-            path, index, f"{header.get('SOPInstanceUID') or ''} {index}", int(header.Rows), int(header.Columns),
-            _floats(of("PlanePositionSequence", "ImagePositionPatient"), 3),
-            _floats(of("PlaneOrientationSequence", "ImageOrientationPatient"), 6),
-            None if not spacing else (float(spacing[0]), float(spacing[1])), float(thickness or 0),
-            None if slope is None else (float(slope), float(intercept or 0)),
-            (*(_number(header.get(tag)) for tag in order), index),
-        )  # fmt: skip
-
-
-def _first(sequence: Any) -> Any:
-    return sequence[0] if sequence else None
-
-
-def _floats(value: Any, count: int) -> tuple[float, ...] | None:
-    if value is None or isinstance(value, str) or len(value) != count:
-        return None
-    numbers = tuple(float(v) for v in value)
-    return numbers if np.isfinite(numbers).all() else None
-
-
-def _number(value: Any) -> float:
-    try:
-        return float(value if not hasattr(value, "__len__") else value[0])
-    except (TypeError, ValueError, IndexError):
-        return 0.0

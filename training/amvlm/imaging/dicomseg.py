@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
-import warnings
-from collections.abc import Mapping
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from amvlm.errors import UserError
+from amvlm.errors import UserError, printable
+from amvlm.imaging.dicom_file import Frame
 from amvlm.imaging.dicom_headers import DicomSeries
+from amvlm.imaging.limits import quietly
 from amvlm.imaging.writers import write_bytes_atomically
 
 
@@ -26,7 +28,8 @@ def write_dicom_seg(path: Path, masks: Mapping[str, NDArray[np.uint8]], series: 
     masks : mapping of str to ndarray, shape of the series' volume (columns, rows, slices), {0, 1}
         Structure → mask on the grid of :func:`amvlm.imaging.dicom.read_series`.
     series : DicomSeries
-        The series the masks belong to. The object carries its patient and study identifiers, as DICOM demands.
+        The series the masks belong to. The object carries its patient and study identifiers, as DICOM demands: it is
+        as private as the series.
 
     Raises
     ------
@@ -34,9 +37,7 @@ def write_dicom_seg(path: Path, masks: Mapping[str, NDArray[np.uint8]], series: 
         If highdicom is missing, no mask holds a voxel, or the series has several volumes or frames in one file.
     """
     try:
-        import highdicom
-        import pydicom
-        from pydicom.sr.codedict import codes
+        import highdicom  # noqa: F401 - first of all, whether it is there
     except ImportError as error:
         raise UserError(
             "writing DICOM SEG needs the package highdicom", remedy="pip install 'napari-amvlm[dicomseg]'"
@@ -57,20 +58,30 @@ def write_dicom_seg(path: Path, masks: Mapping[str, NDArray[np.uint8]], series: 
         )  # fmt: skip
     if any(frame.uid.startswith(" ") for frame in frames) or len({frame.uid for frame in frames}) != len(frames):
         raise _without_identifiers(path)
-    sources = [pydicom.dcmread(frame.path, defer_size=4096) for frame in frames]
+    write_bytes_atomically(path, _encoded(kept, frames, path), private=False)
+
+
+def _encoded(kept: Mapping[str, NDArray[np.uint8]], frames: Sequence[Frame], path: Path) -> bytes:
+    """The object's bytes; a stranger's headers may make pydicom and highdicom raise nearly anything."""
+    import highdicom
+    import pydicom
+    from pydicom.sr.codedict import codes
+
     stack = np.stack([mask.transpose(2, 1, 0) for mask in kept.values()], -1).astype(np.uint8)
     how = highdicom.seg.SegmentAlgorithmTypeValues.SEMIAUTOMATIC
     family: Any = codes.DCM.ArtificialIntelligence
     made_by = highdicom.AlgorithmIdentificationSequence(name="napari-amvlm", version=_version(), family=family)
     segments = [
         highdicom.seg.SegmentDescription(
-            segment_number=number, segment_label=name[:64], segmented_property_category=codes.SCT.Tissue,
+            segment_number=number, segment_label=segment_label(name), segmented_property_category=codes.SCT.Tissue,
             segmented_property_type=codes.SCT.Tissue, algorithm_type=how, algorithm_identification=made_by,
         )
         for number, name in enumerate(kept, 1)
     ]  # fmt: skip
-    with warnings.catch_warnings(action="ignore"), tempfile.TemporaryDirectory() as folder:
-        try:
+    stream = io.BytesIO()
+    try:
+        with quietly():
+            sources = [pydicom.dcmread(frame.path, defer_size=4096) for frame in frames]
             made = highdicom.seg.Segmentation(
                 source_images=sources, pixel_array=stack, segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
                 segment_descriptions=segments, series_instance_uid=highdicom.UID(), series_number=900,
@@ -78,11 +89,19 @@ def write_dicom_seg(path: Path, masks: Mapping[str, NDArray[np.uint8]], series: 
                 manufacturer_model_name="napari-amvlm", software_versions=_version(), device_serial_number="0",
                 series_description="napari-amvlm, research use only", content_label="SEGMENTATION",
             )  # fmt: skip
-        except (KeyError, AttributeError, ValueError, TypeError) as error:
-            raise _without_identifiers(path) from error
-        beside = Path(folder) / "segmentation.dcm"
-        made.save_as(beside)
-        write_bytes_atomically(path, beside.read_bytes())
+            made.SpecificCharacterSet = "ISO_IR 192"  # structures may be named in any script
+            made.save_as(stream)
+    except MemoryError as error:
+        raise UserError("there is not enough memory to write it", file=path, remedy="Close other programs.") from error
+    except Exception as error:
+        raise _without_identifiers(path) from error
+    return stream.getvalue()
+
+
+def segment_label(name: str) -> str:
+    """A structure's name as DICOM's LO holds it: at most 64 characters, no backslash, nothing that cannot be shown."""
+    label = printable(name).replace("\\", "/").strip()
+    return label if len(label) <= 64 else f"{label[:57]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 def _without_identifiers(path: Path) -> UserError:

@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 
 from amvlm.errors import UserError
 
+SMALLEST_MM, LARGEST_MM = 1e-4, 1e3
+"""Voxels from a tenth of a micrometre to below a metre; all else is a mistake in units, or damage."""
+FARTHEST_MM = 1e6
+_EXPORT = "Export the scan again from its source with correct spacing and orientation."
 
 @dataclass(frozen=True, eq=False)
 class Volume:
@@ -37,7 +41,8 @@ class Volume:
     ValueError
         If shapes are wrong or the affine is not finite.
     UserError
-        If the affine is singular: such voxels have no size.
+        If the affine is singular, or states voxels or a place that no scanner has (below 0.1 µm, a metre or more,
+        a kilometre away).
     """
 
     array: NDArray[Any]
@@ -54,12 +59,18 @@ class Volume:
         if affine.shape != (4, 4):
             raise ValueError(f"expected a 4×4 affine, got shape {affine.shape}")
         if not np.isfinite(affine).all() or not np.allclose(affine[3], (0, 0, 0, 1)):
-            raise UserError("the affine is not finite, so the voxels have no place in the patient")
+            raise UserError("the affine is not finite, so the voxels have no place in the patient", remedy=_EXPORT)
         sizes = np.linalg.norm(affine[:3, :3], axis=0)
         if sizes.min() <= 0 or abs(np.linalg.det(affine[:3, :3] / sizes)) < 1e-4:
             raise UserError(
                 "the affine is singular, so the voxels have no volume",
-                remedy="Export the scan again from its source with correct spacing and orientation.",
+                remedy=_EXPORT,
+            )
+        if sizes.min() < SMALLEST_MM or sizes.max() >= LARGEST_MM or np.abs(affine[:3, 3]).max() > FARTHEST_MM:
+            stated = " × ".join(f"{size:.3g}" for size in sizes)
+            raise UserError(
+                f"the header states voxels of {stated} mm at {', '.join(f'{mm:.3g}' for mm in affine[:3, 3])} mm",
+                remedy="Such lengths are a mistake in units, or damage: export the scan again from its source.",
             )
         object.__setattr__(self, "affine", affine)
 

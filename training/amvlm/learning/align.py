@@ -14,7 +14,7 @@ from amvlm.config import PretrainSettings
 from amvlm.events import AnyEvent, Note, Progress
 from amvlm.learning.alignment import Alignment, Branch
 from amvlm.learning.captioned import CaptionedImages
-from amvlm.learning.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from amvlm.learning.checkpoint import checked_state, checkpoints, load_checkpoint, save_checkpoint
 from amvlm.learning.context import Context
 from amvlm.learning.ema import follow, make_teacher
 from amvlm.learning.gathering import without_processes
@@ -53,7 +53,10 @@ def align(
     state = {"best": math.inf, "waited": 0, "stopped": 0}
     folder, first = context.run.path / "align", 0
     if checkpoints(folder):
-        first, state = load_checkpoint(folder, parts, optimiser)
+        first, state, doubt = load_checkpoint(folder, parts, optimiser)
+        state = checked_state(state, ("best", "waited", "stopped"), folder)
+        if doubt:
+            yield Note(level="warning", text=doubt)
     clock, means, watch = Clock(settings.steps, first), Means(), FiniteWatch()
     every = settings.validate_every or max(1, captioned.cases // settings.batch_size)
     ahead = Ahead(lambda step: draw_pairs(context, vlm, captioned, settings, step), range(first, settings.steps))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def keep_array(path: Path, array: NDArray[Any]) -> None:
     """
     beside = path.with_suffix(f".{uuid.uuid4().hex}.part")
     try:
-        with beside.open("wb") as stream:
+        with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
             np.save(stream, array)
         beside.replace(path)
     except OSError as error:

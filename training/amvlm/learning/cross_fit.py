@@ -41,6 +41,8 @@ def cross_fitted(
         outside = [case for case in labelled if context.study.cases[case.case_id].group not in half]
         scratch = copy.deepcopy(networks)
         yield from _fit(context, scratch, table, inside, settings, fold)
+        if context.stop_asked():
+            return
         found += case_logits(context, outside, scratch.teacher, scratch.generator_teacher, table, networks.embeddings)
     networks.calibration = "cross-fit"
     if settings.merge == "gated":

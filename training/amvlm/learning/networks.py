@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from amvlm.config import GeneratorSettings, TrainSettings
 from amvlm.learning.batches import slabs_of
+from amvlm.learning.checkpoint import notes_damaged
 from amvlm.learning.context import Context
 from amvlm.learning.ema import make_teacher
 from amvlm.learning.study import LabelledCase, Study, priors
@@ -29,9 +32,24 @@ from amvlm.models.quality import ExpectedDice
 from amvlm.models.student import Student, load_encoder_weights
 from amvlm.text import names_a_side
 
-_FITTED = ("expected_dice", "best_expected_dice")
 Calibration = Literal["uncalibrated", "validation cases", "cross-fit"]
-_NOTES = ("text_weights", "calibration", "best_score", "best_dices", "best_text_weights", "waited", "batch_parts")
+Weights = list[Annotated[float, Field(ge=0, le=1)]]
+
+
+class _Notes(BaseModel):
+    """What a checkpoint says beside the weights."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text_weights: Weights
+    calibration: Calibration
+    best_score: float
+    best_dices: dict[str, dict[str, float]]
+    best_text_weights: Weights
+    waited: int = Field(ge=0)
+    batch_parts: int = Field(ge=1, le=1024)
+    expected_dice: list[ExpectedDice | None]
+    best_expected_dice: list[ExpectedDice | None]
 
 
 @dataclass
@@ -147,15 +165,24 @@ class Networks:
 
     def notes(self) -> dict[str, Any]:
         """What a checkpoint says beside the weights."""
-        found = {name: getattr(self, name) for name in _NOTES}
-        return found | {name: [e and e.model_dump() for e in getattr(self, name)] for name in _FITTED}
+        return _Notes(**{name: getattr(self, name) for name in _Notes.model_fields}).model_dump()
 
-    def restore(self, notes: dict[str, Any]) -> None:
-        """Take back what :meth:`notes` gave."""
-        for name in _NOTES:
-            setattr(self, name, notes[name])
-        for name in _FITTED:
-            setattr(self, name, [e and ExpectedDice(**e) for e in notes[name]])
+    def restore(self, notes: dict[str, Any], run_folder: Path) -> None:
+        """Take back what :meth:`notes` gave.
+
+        Raises
+        ------
+        UserError
+            If the notes, which may be a stranger's, are not valid.
+        """
+        try:
+            known = _Notes.model_validate(notes)
+        except ValidationError as error:
+            raise notes_damaged(run_folder) from error
+        if len(known.text_weights) != len(self.text_weights):
+            raise notes_damaged(run_folder)
+        for name in _Notes.model_fields:
+            setattr(self, name, getattr(known, name))
 
     def keep_if_best(self, dices: dict[str, dict[str, float]]) -> None:
         """Remember the averages whose student and text mask score best on the validation cases."""

@@ -23,6 +23,7 @@ from amvlm.learning.study import (
 )
 from amvlm.models import AmvlmModel, build_student
 from amvlm.store import LabelStore
+from amvlm.store.folders import model_target
 from amvlm.store.runs import RunFolder
 
 
@@ -40,12 +41,14 @@ def open_run(
     store: LabelStore, base: AmvlmModel, settings: TrainSettings, run: RunFolder, name: str, resume: bool
 ) -> Generator[AnyEvent, None, Opened]:
     """Take the snapshot (a resumed run: its own), make slices, choose precision and threads, write the run's config."""
+    model_target(store.folder, name)
     snapshot = snapshot_of_run(store, run) if resume else None
     study = open_study(store, wanted=settings.structures, snapshot=snapshot)
     study = with_controls(study, settings.captions, settings.seed)
     torch.manual_seed(settings.seed)
     bank = SliceBank(store, base.image_size)
     for done in bank.prepare(list(study.cases.values())):
+        run.check_not_stopped()
         if done % 50 == 0:
             yield Progress(stage="reading images", step=done, steps=len(study.cases))
     chosen = {"student": _fitted(settings.student, study, bank), "mode": _mode(settings, study)}
@@ -54,13 +57,13 @@ def open_run(
     held_out = load_labelled(bank, study.names, study.validation)
     if resume:
         known = run.read_config()
-        if known.get("base_fingerprint", base.fingerprint) != base.fingerprint:
+        if known.base_fingerprint not in ("", base.fingerprint):
             raise UserError(
                 f"this run began with another model than this {base.card.name!r}",
                 file=run.path,
                 remedy="Name the one that it began with: --model FOLDER",
             )
-        precision, threads = str(known["precision"]), int(known.get("threads") or torch.get_num_threads())
+        precision, threads = str(known.precision), known.threads or torch.get_num_threads()
     else:
         precision, threads = choose_compute(settings, build_student(settings.student, len(study.names)), bank.size)
     torch.set_num_threads(threads)

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from amvlm.curves import Curves
+
 
 def similarity_picture(run_folder: Path, similarity: Tensor, step: int) -> None:
     """A batch's image × text similarities, (B, B), as a grey picture from their lowest to their highest."""
@@ -43,7 +45,4 @@ def _rows(columns: Sequence[Tensor]) -> Tensor:
 
 
 def _write(run_folder: Path, name: str, picture: Tensor, step: int) -> None:
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(str(run_folder / "tensorboard"), filename_suffix=".pictures") as writer:
-        writer.add_image(name, picture, step)
+    Curves(run_folder).add_image(name, picture, step)

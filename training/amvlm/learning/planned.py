@@ -33,7 +33,8 @@ from amvlm.models.half_unet import HalfUNet
 from amvlm.models.planned import PlannedStudent, read_plan
 from amvlm.planning import Plan, make_plan
 from amvlm.store import LabelStore, Revision
-from amvlm.store.runs import RunFolder, process_rank
+from amvlm.store.folders import model_target
+from amvlm.store.runs import RunConfig, RunFolder, process_rank
 
 FIRST_PHASE = 0.4
 PSEUDO_SHARE = 0.5
@@ -61,11 +62,15 @@ def train_planned(
     clock = Clock(plan.steps)
     student = yield from _student(opened, resume)
     networks = yield from _text(opened, base, resume)
-    yield from _calibrate(opened, networks, student)
+    if student is None:
+        yield Note(level="warning", text=f"Stopped before the first step: {name} makes no prediction.")
+    else:
+        yield from _calibrate(opened, networks, student)
     model = networks.as_model(base, context.study, settings, name, {}, len(opened.labelled))
     card = model.card.model_copy(update={"created": datetime.date.today().isoformat()})
-    model = dataclasses.replace(model, student=student, student_settings=None, plan=plan, card=card)
-    model.to("cpu").save(store.folder / "models" / name)
+    kept = None if student is None else plan
+    model = dataclasses.replace(model, student=student, student_settings=None, plan=kept, card=card)
+    model.to("cpu").save(model_target(store.folder, name))
     store.record_consumed(run.name, context.study.snapshot)
     yield Finished(model=name, stopped_early=run.stop_asked(), seconds=clock.seconds)
 
@@ -88,14 +93,19 @@ def _open(
 ) -> Generator[AnyEvent, None, _Opened]:
     if process_rank() > 0 or int(_world_size()) > 1:
         raise UserError("a training by minutes runs in one process", remedy="Leave torchrun out, or give --steps.")
-    known = run.read_config() if resume else {}
+    known = run.read_config() if resume else None
+    if known is not None and known.base_fingerprint not in ("", base.fingerprint):
+        raise UserError(
+            f"this run began with another model than this {base.card.name!r}", file=run.path,
+            remedy="Name the one that it began with: --model FOLDER",
+        )  # fmt: skip
     study = open_study(store, wanted=settings.structures, snapshot=snapshot_of_run(store, run) if resume else None)
     study = with_controls(study, settings.captions, settings.seed)
     torch.manual_seed(settings.seed)
-    precision, threads = _compute(settings) if not resume else (str(known["precision"]), int(known["threads"]))
-    torch.set_num_threads(threads)
+    precision, threads = _compute(settings) if known is None else (str(known.precision), known.threads)
+    torch.set_num_threads(threads or torch.get_num_threads())
     accelerator = start_accelerator(settings, precision)
-    plan = _known_plan(known, run) if resume else (yield from planned(study, settings, accelerator.device, precision))
+    plan: Plan = yield from _plan_of(known, run, study, settings, accelerator.device, precision)
     bank = SliceBank(store, base.image_size, plan.axis)
     prepared = PreparedStudy(store, plan)
     for stage, steps in (("reading images", prepared.prepare), ("reading images for the text mask", bank.prepare)):
@@ -103,8 +113,8 @@ def _open(
             if done % 10 == 0:
                 yield Progress(stage=stage, step=done, steps=len(study.cases))
     context = Context(study, bank, accelerator, run, flip_axis_of(study))
-    generator_steps = int(known["generator_steps"]) if resume else text_steps(context, base, settings)
-    if not resume:
+    generator_steps = text_steps(context, base, settings) if known is None else known.generator_steps
+    if known is None:
         run.write_config(
             {
                 "job": "train", "model": name, "base": base.card.name, "base_fingerprint": base.fingerprint,
@@ -153,20 +163,25 @@ def planned(
     return plan
 
 
-def _student(opened: _Opened, resume: bool) -> Generator[AnyEvent, None, PlannedStudent]:
-    """All phases of the student; a resumed run goes on where its newest checkpoint is."""
+def _student(opened: _Opened, resume: bool) -> Generator[AnyEvent, None, PlannedStudent | None]:
+    """All phases of the student, from the newest checkpoint of a resumed run; None if no step was made."""
     plan, context = opened.plan, opened.context
     torch.manual_seed(opened.settings.seed)
     student = PlannedStudent(plan)
     student.to(context.device, memory_format=_memory(plan))  # type: ignore[call-overload]
     first = copy.deepcopy(student)
     optimiser = optimiser_of(student)
-    folder, phase_number, step = context.run.path / "student", 0, 0
+    folder, done = context.run.path / "student", 0
     if resume and checkpoints(folder):
-        total, notes = load_checkpoint(folder, {"student": student, "first": first}, optimiser)
-        phase_number, step = int(notes["phase"]), total - int(notes["before"])
+        done, _, doubt = load_checkpoint(folder, {"student": student, "first": first}, optimiser)
+        if doubt:
+            yield Note(level="warning", text=doubt)
     lengths = _lengths(plan)
-    for number in range(phase_number, len(lengths)):
+    for number, length in enumerate(lengths):
+        before = sum(lengths[:number])
+        step = max(0, done - before)
+        if step >= length:
+            continue
         if number > 0 and step == 0:
             first.load_state_dict(student.state_dict())
             optimiser = optimiser_of(student)
@@ -177,19 +192,17 @@ def _student(opened: _Opened, resume: bool) -> Generator[AnyEvent, None, Planned
             pseudo = yield from _pseudo(opened, first)
             half = round(PSEUDO_SHARE * plan.batch_size)
             groups = [(opened.labelled, plan.batch_size - half), (pseudo, half)]
-        phase = Phase(number, lengths[number], groups)
         parts = {"student": student, "first": first}
-        yield from _run(opened, student, phase, optimiser, parts, step, sum(lengths[:number]))
-        step = 0
-    student.eval()
-    return student
+        phase = Phase(number, length, groups)
+        done = before + (yield from _run(opened, student, phase, optimiser, parts, step, before))
+    return student.eval() if done else None
 
 
 def _run(
     opened: _Opened, student: PlannedStudent, phase: Phase, optimiser: torch.optim.Optimizer,
     parts: dict[str, Any], first: int, before: int,
-) -> Iterator[AnyEvent]:  # fmt: skip
-    """One phase: progress, a look at some validation cases now and then, checkpoints."""
+) -> Generator[AnyEvent, None, int]:  # fmt: skip
+    """One phase: progress, a look at some validation cases now and then, checkpoints; returns its steps so far."""
     context, total = opened.context, opened.plan.steps
     broken = opened.plan.dimensions == 3 and context.device.type == "cpu"  # torch's bf16 gradients are wrong there
     bf16 = context.accelerator.mixed_precision == "bf16" and not broken
@@ -211,8 +224,9 @@ def _run(
             yield Validation(step=done, student=_dices(opened, student, cases), text_mask={}, merged={})
         if (step + 1) % opened.settings.checkpoint_every == 0 or last:
             watch.check()
-            notes = {"phase": phase.number, "before": before}
-            save_checkpoint(context.run.path / "student", done, parts, optimiser, notes)
+            save_checkpoint(context.run.path / "student", done, parts, optimiser, {})
+        first = step + 1
+    return first
 
 
 def _pseudo(opened: _Opened, first: PlannedStudent) -> Generator[AnyEvent, None, list[PreparedCase]]:
@@ -287,11 +301,18 @@ def _lengths(plan: Plan) -> list[int]:
     return [first, plan.steps - first]
 
 
-def _known_plan(known: dict[str, Any], run: RunFolder) -> Plan:
-    stored = known.get("plan")
-    if not isinstance(stored, dict):
+def _plan_of(
+    known: RunConfig | None, run: RunFolder, study: Study, settings: TrainSettings, device: torch.device, precision: str
+) -> Generator[AnyEvent, None, Plan]:
+    """A new plan, or the one that a resumed run began with."""
+    if known is None:
+        return (yield from planned(study, settings, device, precision))
+    if known.plan is None:
         raise UserError("this run has no plan to go on with", file=run.path, remedy="Start a new run.")
-    return read_plan(stored, run.path)
+    plan = read_plan(known.plan, run.path)
+    if list(plan.structures) != study.names:
+        raise UserError("this run's plan names other structures", file=run.path, remedy="Start a new run.")
+    return plan
 
 
 def _compute(settings: TrainSettings) -> tuple[str, int]:

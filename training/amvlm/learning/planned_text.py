@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from amvlm.config import TrainSettings
-from amvlm.events import AnyEvent, Progress
+from amvlm.events import AnyEvent, Note, Progress
 from amvlm.imaging.regrid import resampled
 from amvlm.imaging.resample import SliceGrid
 from amvlm.learning.batches import labelled_batch
@@ -70,7 +70,9 @@ def teach_text(
     parts = {"generator": networks.generator, "teacher": networks.generator_teacher}
     folder, first = context.run.path / "text", 0
     if resume and checkpoints(folder):
-        first, _ = load_checkpoint(folder, parts, optimiser)
+        first, _, doubt = load_checkpoint(folder, parts, optimiser)
+        if doubt:
+            yield Note(level="warning", text=doubt)
     clock, means, watch = Clock(steps, first), Means(), FiniteWatch()
     for step in range(first, steps):
         if context.stop_asked():

@@ -29,6 +29,7 @@ from amvlm.learning.teach import teach_generator
 from amvlm.models import AmvlmModel, KnownStructure, ModelCard, VisionLanguageModel, build_generator, build_student
 from amvlm.models.generator import FrozenLinear
 from amvlm.store import LabelStore
+from amvlm.store.folders import model_target
 from amvlm.store.runs import RunFolder
 from amvlm.text import names_a_place
 
@@ -51,6 +52,7 @@ def pretrain(
     UserError
         If the store holds neither a caption nor a labelled case; if a loss becomes NaN (the last checkpoint is kept).
     """
+    target = model_target(store.folder, name)
     study = open_study(store, snapshot=snapshot_of_run(store, run) if resume else None, need_labels=False)
     study = with_controls(study, settings.captions, settings.seed)
     if settings.any_orientation:
@@ -61,6 +63,7 @@ def pretrain(
     vlm = VisionLanguageModel(settings.encoders) if base is None else base.vlm.requires_grad_(True)
     bank = SliceBank(store, vlm.settings.image_size)
     for done in bank.prepare(list(study.cases.values())):
+        run.check_not_stopped()
         if done % 50 == 0:
             yield Progress(stage="reading images", step=done, steps=len(study.cases))
     labelled = load_labelled(bank, study.names, study.training)
@@ -74,7 +77,7 @@ def pretrain(
     chosen = settings.generator if labelled else settings.generator.model_copy(update={"form": "frozen_linear"})
     generator = build_generator(chosen, vlm, prior)
     precision = (
-        str(run.read_config()["precision"])
+        run.read_config().precision
         if resume
         else choose_compute(settings, build_student(StudentSettings(), 1), bank.size)[0]
     )
@@ -102,7 +105,7 @@ def pretrain(
         yield from teach_generator(context, vlm, generator, labelled, judged, captioned, settings)
     model = AmvlmModel(vlm, generator, chosen, None, None, _card(study, vlm, labelled, settings, name), prior)
     if context.accelerator.is_main_process:
-        model.to("cpu").save(store.folder / "models" / name)
+        model.to("cpu").save(target)
     yield Finished(model=name, seconds=clock.seconds, stopped_early=run.stop_asked())
 
 
@@ -132,7 +135,7 @@ def _config(
         "job": "pretrain",
         "model": name,
         "base": base.card.name if base is not None else "",
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.for_the_record().model_dump(mode="json"),
         "precision": precision,
         "revisions": [revision.revision_id for revision in study.snapshot.revisions],
         "data_fingerprint": study.fingerprint,
@@ -162,5 +165,5 @@ def _card(
         revisions=tuple(r.revision_id for r in study.snapshot.revisions),
         labelled_cases=len(labelled),
         unlabelled_cases=len(study.cases) - len(labelled),
-        settings=settings.model_dump(mode="json"),
+        settings=settings.for_the_record().model_dump(mode="json"),
     )

@@ -146,7 +146,7 @@ def snapshot_of_run(store: LabelStore, run: RunFolder) -> Snapshot:
     UserError
         If some of them are not in the study any more.
     """
-    wanted = set(run.read_config()["revisions"])
+    wanted = set(run.read_config().revisions)
     pairs = {(case.case_id, s.name) for case in store.cases() for s in store.structures()}
     found = [r for case_id, name in sorted(pairs) for r in store.history(case_id, name) if r.revision_id in wanted]
     if len(found) != len(wanted):

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from amvlm.config import PretrainSettings
-from amvlm.events import AnyEvent, Progress, Validation
+from amvlm.events import AnyEvent, Note, Progress, Validation
 from amvlm.learning.augment import weak_view
 from amvlm.learning.batches import labelled_batch, mirror_some
 from amvlm.learning.captioned import BAG, CaptionedImage, CaptionedImages, positives_of
-from amvlm.learning.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from amvlm.learning.checkpoint import checked_state, checkpoints, load_checkpoint, save_checkpoint
 from amvlm.learning.context import Context
 from amvlm.learning.ema import follow, make_teacher
 from amvlm.learning.generator_loss import mask_supervision, text_grounding
@@ -58,7 +58,10 @@ def teach_generator(
     network, optimiser = context.accelerator.prepare(generator, optimiser)
     folder, first, state = context.run.path / "teach", 0, {"best": -1.0}
     if checkpoints(folder):
-        first, state = load_checkpoint(folder, parts | {"vlm": vlm}, optimiser)
+        first, state, doubt = load_checkpoint(folder, parts | {"vlm": vlm}, optimiser)
+        state = checked_state(state, ("best",), folder)
+        if doubt:
+            yield Note(level="warning", text=doubt)
     clock, means, watch = Clock(settings.generator_steps, first), Means(), FiniteWatch()
     every = settings.validate_every or max(1, settings.generator_steps // 5)
     for step in range(first, settings.generator_steps):

@@ -31,6 +31,7 @@ from amvlm.learning.texts import TextTable
 from amvlm.losses import confident_bce, consistency_weight, masked_dice_bce, soft_dice_bce
 from amvlm.models import AmvlmModel
 from amvlm.store import LabelStore
+from amvlm.store.folders import model_target
 from amvlm.store.runs import RunFolder
 
 _LABELLED, _UNLABELLED, _DROPOUT = 2, 3, 9
@@ -74,11 +75,18 @@ def train(
     if before:
         yield validation_event(0, before)
     clock = Clock(settings.steps)
-    yield from _loop(opened, networks, table, resume)
+    steps = yield from _loop(opened, networks, table, resume)
     model = networks.as_model(base, context.study, settings, name, before, len(opened.labelled))
+    if not steps:
+        model.generator, model.generator_settings, model.student = base.generator, base.generator_settings, None
+        model.student_settings = None
+        yield Note(
+            level="warning",
+            text=f"Stopped before the first step: {name} has the text mask of {base.card.name}, and no prediction.",
+        )
     model.card = model.card.model_copy(update={"created": datetime.date.today().isoformat()})
     if context.accelerator.is_main_process:
-        model.to("cpu").save(store.folder / "models" / name)
+        model.to("cpu").save(model_target(store.folder, name))
         store.record_consumed(run.name, context.study.snapshot)
     yield Finished(model=name, stopped_early=run.stop_asked(), seconds=clock.seconds)
 
@@ -88,16 +96,18 @@ class _Batch(NamedTuple):
     unlabelled: UnlabelledBatch | None
 
 
-def _loop(opened: Opened, networks: Networks, table: TextTable, resume: bool) -> Iterator[AnyEvent]:
-    """The training loop: one step is a labelled and an unlabelled batch, drawn independently."""
+def _loop(opened: Opened, networks: Networks, table: TextTable, resume: bool) -> Generator[AnyEvent, None, int]:
+    """The training loop: one step is a labelled and an unlabelled batch, drawn independently; returns how many."""
     context, settings, held_out = opened.context, opened.settings, opened.held_out
     if not resume and not enough(held_out, len(context.study.names)):
         yield from cross_fitted(context, networks, table, opened.labelled, settings)
     student, generator, optimiser = networks.prepare(context, settings)
     first = 0
     if resume:
-        first, notes = load_checkpoint(context.run.path, networks.parts(), optimiser)
-        networks.restore(notes)
+        first, notes, doubt = load_checkpoint(context.run.path, networks.parts(), optimiser)
+        networks.restore(notes, context.run.path)
+        if doubt:
+            yield Note(level="warning", text=doubt)
     alone = settings.mode == "labelled_only" or not context.study.unlabelled
 
     def draw(step: int) -> _Batch:
@@ -109,7 +119,7 @@ def _loop(opened: Opened, networks: Networks, table: TextTable, resume: bool) ->
             None if alone else unlabelled_batch(context, table, settings, _UNLABELLED, step, networks.mirror),
         )  # fmt: skip
 
-    clock, means, watch = Clock(settings.steps, first), Means(), FiniteWatch()
+    clock, means, watch, done = Clock(settings.steps, first), Means(), FiniteWatch(), first
     ahead = Ahead(draw, range(first, settings.steps))
     for step, drawn in ahead:
         if context.stop_asked() or networks.waited >= settings.patience:
@@ -119,7 +129,8 @@ def _loop(opened: Opened, networks: Networks, table: TextTable, resume: bool) ->
         follow(networks.generator_teacher, networks.generator, step, settings.ema_decay)
         watch.see(step, losses, drawn.labelled.case_ids)
         means.add(losses)
-        last = step + 1 == settings.steps
+        done = step + 1
+        last = done == settings.steps
         if clock.due() or last:
             watch.check()
             found = means.take() | {"waiting for data": round(ahead.waited / max(1e-9, clock.seconds), 4)}
@@ -133,6 +144,7 @@ def _loop(opened: Opened, networks: Networks, table: TextTable, resume: bool) ->
         if (step + 1) % settings.checkpoint_every == 0 and context.accelerator.is_main_process:
             watch.check()
             save_checkpoint(context.run.path, step + 1, networks.parts(), optimiser, networks.notes())
+    return done
 
 
 def _learn(

@@ -3,103 +3,46 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import shutil
-import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import safetensors
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from safetensors.torch import load_file, save
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from amvlm.config import EncoderSettings, GeneratorSettings, StudentSettings
+from amvlm.config import GeneratorSettings, StudentSettings
 from amvlm.errors import UserError
-from amvlm.imaging import write_bytes_atomically
+from amvlm.models.card import _LONGEST_CARD, RESEARCH_ONLY, KnownStructure, ModelCard, file_of, read_card
+from amvlm.models.description import (
+    LONGEST_CONFIG,
+    LONGEST_TOKENIZER,
+    Architecture,
+    Header,
+    all_finite,
+    check_ids,
+    fits,
+    header_of,
+    plain_recipe,
+    safe_tokenizer,
+)
 from amvlm.models.encoders import EncoderRecipe
 from amvlm.models.generator import TextMaskGenerator, build_generator
 from amvlm.models.planned import PlannedStudent, read_plan
-from amvlm.models.quality import ExpectedDice
 from amvlm.models.student import Student, build_student
 from amvlm.models.vlm import VisionLanguageModel
+from amvlm.outside import read_small
+from amvlm.paths import check_name, check_regular
 from amvlm.planning import Plan
-from amvlm.text import mentions
+from amvlm.store.folders import save_model_folder, standing
 
-RESEARCH_ONLY = "Research use only, not for diagnosis."
-
-
-class KnownStructure(BaseModel):
-    """A structure that the model learned, and how far its text mask is trusted."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    aliases: tuple[str, ...] = ()
-    prompts: tuple[str, ...] = ()
-    prior: float = Field(0.05, description="foreground fraction of slices in training", gt=0, lt=1)
-    text_weight: float = Field(0.5, description="α of the merged mask", ge=0, le=1)
-    calibration: Literal["uncalibrated", "validation cases", "cross-fit"] = "uncalibrated"
-    expected_dice: ExpectedDice | None = Field(None, description="what a merged mask's signs foretell")
-
-    def matches(self, prompt: str) -> bool:
-        """True for the structure's own wording, or a prompt that contains its name as words."""
-        return mentions(prompt, (self.name, *self.aliases), self.prompts)
-
-
-class ModelCard(BaseModel):
-    """What a person must know before trusting a model."""
-
-    name: str
-    kind: Literal["pretrained", "trained"]
-    notice: str = RESEARCH_ONLY
-    licence: str = "The weights follow the licence of the data they were trained on."
-    created: str = ""
-    modality: str = ""
-    laterality: Literal["patient", "image"] = Field(
-        "patient", description="whose sides its texts named; studies and prompts name the patient's"
-    )
-    unswapped: tuple[str, ...] | None = Field(None, description="texts that a model of image sides reads as they are")
-    planar: bool = False
-    structures: tuple[KnownStructure, ...] = ()
-    free_captions: bool = Field(False, description="trained on reports, so prompts may say more than a structure")
-    store_id: str = ""
-    data_fingerprint: str = ""
-    revisions: tuple[int, ...] = ()
-    labelled_cases: int = 0
-    unlabelled_cases: int = 0
-    validation: dict[str, dict[str, float]] = Field(default_factory=dict)
-    settings: dict[str, Any] = Field(default_factory=dict)
-
-    def structure_of(self, prompt: str) -> KnownStructure | None:
-        """The known structure that a prompt names; the longest name wins."""
-        found = [structure for structure in self.structures if structure.matches(prompt)]
-        return max(found, key=lambda structure: len(structure.name), default=None)
-
-    def unswapped_texts(self) -> tuple[str, ...]:
-        """What a model of image sides reads as it is: what the card says, else its structures' own wordings."""
-        if self.unswapped is not None:
-            return self.unswapped
-        return tuple(text for s in self.structures for text in (s.name, *s.aliases, *s.prompts))
-
-    def known_names(self) -> str:
-        return ", ".join(structure.name for structure in self.structures) or "no structure yet"
-
-
-class _Architecture(BaseModel):
-    encoders: EncoderSettings
-    image: dict[str, Any]
-    image_type: str
-    text: dict[str, Any]
-    text_type: str
-    generator: GeneratorSettings
-    student: StudentSettings | None
-    plan: dict[str, Any] | None = None
-    prior: float
-    format: int = 3
+__all__ = ["RESEARCH_ONLY", "AmvlmModel", "KnownStructure", "ModelCard", "read_card"]
+_ATTEMPTS, _MOST_VOXELS = 3, 1 << 22
 
 
 @dataclass
@@ -136,85 +79,176 @@ class AmvlmModel:
         return self
 
     def save(self, folder: Path) -> None:
-        """Write the folder under another name first and rename it, so that a model is whole or not there."""
+        """Write a model's folder whole, or not at all; it replaces a model of that name, and nothing else.
+
+        Raises
+        ------
+        UserError
+            If the name is no plain name, something other than a model has it, or the disk does not take it.
+        """
+        check_name(folder.name, "model name")
         tensors: dict[str, Tensor] = {
             f"{part}.{name}": tensor.detach().cpu().contiguous()
             for part, network in self.networks().items()
             for name, tensor in network.state_dict().items()
         }
         weights = save(tensors)
-        self.fingerprint = hashlib.sha256(weights).hexdigest()[:16]
-        architecture = _Architecture(
-            encoders=self.vlm.settings, image=self.vlm.image_recipe.config, image_type=self.vlm.image_recipe.model_type,
-            text=self.vlm.text_recipe.config, text_type=self.vlm.text_recipe.model_type,
-            generator=self.generator_settings, student=self.student_settings, prior=self.prior,
+        known = hashlib.sha256(weights).hexdigest()
+        vlm = self.vlm
+        architecture = Architecture(
+            encoders=vlm.settings.for_the_record(), weights_sha256=known, prior=self.prior,
+            image=plain_recipe(vlm.image_recipe.config), image_type=vlm.image_recipe.model_type,
+            text=plain_recipe(vlm.text_recipe.config), text_type=vlm.text_recipe.model_type,
+            generator=self.generator_settings, student=self.student_settings,
             plan=None if self.plan is None else self.plan.model_dump(mode="json"),
         )  # fmt: skip
-        beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
-        try:
-            beside.mkdir(parents=True)
-            write_bytes_atomically(beside / "model.safetensors", weights)
-            write_bytes_atomically(beside / "config.json", architecture.model_dump_json(indent=1).encode())
-            write_bytes_atomically(beside / "tokenizer.json", self.vlm.tokenizer.to_str().encode())
-            card = self.card.model_copy(update={"name": folder.name})
-            write_bytes_atomically(beside / "card.json", (card.model_dump_json(indent=1) + "\n").encode())
-            if folder.exists():
-                shutil.rmtree(folder)
-            beside.rename(folder)
-        except OSError as error:
-            raise UserError(
-                f"the model could not be saved ({error.strerror})", file=folder, remedy="Check free disk space."
-            ) from error
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+        card = self.card.model_copy(update={"name": folder.name})
+        files = {
+            "model.safetensors": weights,
+            "config.json": architecture.model_dump_json(indent=1).encode(),
+            "tokenizer.json": vlm.tokenizer.to_str().encode(),
+            "card.json": (card.model_dump_json(indent=1) + "\n").encode(),
+        }
+        save_model_folder(folder, files)
+        self.fingerprint = known[:16]
 
     @classmethod
     def load(cls, folder: str | Path) -> AmvlmModel:
-        """Read a model folder, in eval mode on the CPU."""
+        """Read a model folder, in eval mode on the CPU.
+
+        The folder may be a stranger's: sizes are bounded and compared before anything is allocated, weights are
+        finite, and nothing in it is run.
+
+        Raises
+        ------
+        UserError
+        """
         folder = Path(folder)
-        try:
-            architecture = _Architecture.model_validate_json((folder / "config.json").read_text("utf-8"))
-            card = ModelCard.model_validate_json((folder / "card.json").read_text("utf-8"))
-            tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text("utf-8"))
-            weights = load_file(folder / "model.safetensors")
-            fingerprint = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16]
-        except FileNotFoundError as error:
-            raise UserError("there is no model here", file=folder, remedy="Choose a folder that amvlm made.") from error
-        except (ValidationError, safetensors.SafetensorError, ValueError, OSError) as error:
-            raise UserError("the model is damaged", file=folder, remedy="Copy it again, or train a new one.") from error
-        vlm = VisionLanguageModel(
-            architecture.encoders,
-            EncoderRecipe(architecture.image_type, architecture.image),
-            EncoderRecipe(architecture.text_type, architecture.text),
-            tokenizer,
-        )
-        if card.laterality == "image":
-            vlm.read_image_sides(card.unswapped_texts())
-        generator = build_generator(architecture.generator, vlm, architecture.prior)
+        for attempt in range(_ATTEMPTS):
+            stands = standing(folder)
+            before = _identity(stands)
+            try:
+                return cls._load(stands, folder)
+            except UserError:
+                if attempt + 1 == _ATTEMPTS or _identity(standing(folder)) == before:
+                    raise  # otherwise another process has just saved a model of this name
+        raise AssertionError("unreachable")
+
+    @classmethod
+    def _load(cls, stands: Path, folder: Path) -> AmvlmModel:
+        weights = file_of(stands, "model.safetensors")
+        with _sentences(folder):
+            architecture = Architecture.model_validate_json(
+                read_small(file_of(stands, "config.json"), LONGEST_CONFIG)
+            )
+            architecture.check_patches()
+            card = ModelCard.model_validate_json(read_small(file_of(stands, "card.json"), _LONGEST_CARD))
+            tokenizer = safe_tokenizer(read_small(file_of(stands, "tokenizer.json"), LONGEST_TOKENIZER).decode())
+            _check_plain_file(weights)
+            header = header_of(weights)
         plan = None if architecture.plan is None else read_plan(architecture.plan, folder)
-        student: Student | PlannedStudent | None = None if plan is None else PlannedStudent(plan)
-        if architecture.student:
-            student = build_student(architecture.student, len(card.structures))
-        model = cls(
-            vlm, generator, architecture.generator, student, architecture.student, card, architecture.prior,
-            fingerprint, plan,
-        )  # fmt: skip
-        try:
-            for part, network in model.networks().items():
-                own = {n.removeprefix(f"{part}."): t for n, t in weights.items() if n.startswith(f"{part}.")}
-                network.load_state_dict(own)
-        except RuntimeError as error:
-            raise UserError(
-                "the weights do not fit the model's description",
-                file=folder,
-                remedy="Train it again with this release.",
-            ) from error
-        return model.eval()
+        if plan is not None and plan.structures != tuple(structure.name for structure in card.structures):
+            raise UserError("the model's plan and card name other structures", file=folder, remedy="Copy it again.")
+        _check_fit(architecture, card, tokenizer, header, folder)
+        model = _built(architecture, card, tokenizer)
+        with _sentences(folder):
+            tensors = load_file(weights)
+            model.fingerprint = _sha256_of(weights, architecture.weights_sha256)[:16]
+        if not all_finite(tensors):
+            raise UserError("the model's weights are not numbers", file=folder, remedy="Choose another model.")
+        for part, network in model.networks().items():
+            own = {n.removeprefix(f"{part}."): t for n, t in tensors.items() if n.startswith(f"{part}.")}
+            network.load_state_dict(own)
+        _check_use(model.eval(), folder)
+        return model
 
 
-def read_card(folder: Path) -> ModelCard:
-    """Only the card: what a list of models needs."""
+def _built(architecture: Architecture, card: ModelCard, tokenizer: Tokenizer) -> AmvlmModel:
+    """The networks that a description asks for, with random weights."""
+    recipes = (
+        EncoderRecipe(architecture.image_type, architecture.image),
+        EncoderRecipe(architecture.text_type, architecture.text),
+    )
+    vlm = VisionLanguageModel(architecture.encoders, *recipes, tokenizer)
+    if card.laterality == "image":
+        vlm.read_image_sides(card.unswapped_texts())
+    generator = build_generator(architecture.generator, vlm, architecture.prior)
+    plan = None if architecture.plan is None else Plan.model_validate(architecture.plan)
+    student: Student | PlannedStudent | None = None if plan is None else PlannedStudent(plan)
+    if plan is None and architecture.student:
+        student = build_student(architecture.student, len(card.structures))
+    settings = architecture.student if plan is None else None
+    return AmvlmModel(
+        vlm, generator, architecture.generator, student, settings, card, architecture.prior, plan=plan
+    )
+
+
+@contextmanager
+def _sentences(folder: Path) -> Iterator[None]:
+    """What is wrong with a model's files, in words."""
     try:
-        return ModelCard.model_validate(json.loads((folder / "card.json").read_text("utf-8")))
-    except (OSError, ValueError) as error:
-        raise UserError("there is no readable model card", file=folder, remedy="Choose another model.") from error
+        yield
+    except FileNotFoundError as error:
+        raise UserError("there is no model here", file=folder, remedy="Choose a folder that amvlm made.") from error
+    except UserError as error:
+        raise UserError(f"the model is damaged: {error.what}", file=folder, remedy=error.remedy) from error
+    except (ValidationError, safetensors.SafetensorError, ValueError, OSError) as error:
+        raise UserError("the model is damaged", file=folder, remedy="Copy it again, or train a new one.") from error
+
+
+def _check_fit(
+    architecture: Architecture, card: ModelCard, tokenizer: Tokenizer, header: Header, folder: Path
+) -> None:
+    """Compare what the description asks for with what the file holds, without taking memory for either."""
+    try:
+        with torch.device("meta"):
+            meta = _built(architecture, card, tokenizer)
+        fitting = fits(header, meta.networks())
+    except UserError:
+        raise
+    except Exception as error:  # a stranger's settings meet the libraries of encoders and networks
+        raise UserError("the model's description makes no network", file=folder, remedy="Copy it again.") from error
+    if not fitting:
+        raise UserError(
+            "the weights do not fit the model's description", file=folder, remedy="Train it again with this release."
+        )
+    encoder: Any = meta.vlm.text_encoder
+    check_ids(tokenizer, int(encoder.config.vocab_size))
+
+
+@torch.no_grad()
+def _check_use(model: AmvlmModel, folder: Path) -> None:
+    """Run every network once on an empty image: networks that cannot be run, or answer NaN, are refused."""
+    size = model.image_size
+    image = torch.zeros(1, 3, size, size)
+    try:
+        answers = [model.vlm.embed_image(image), model.generator(image, model.vlm.embed_prompt(["a"])[None])]
+        if isinstance(model.student, PlannedStudent):
+            answers.append(model.student(torch.zeros(model.student.smallest_input)))
+        elif model.student is not None and model.student.planes * size * size <= _MOST_VOXELS:
+            answers.append(model.student(torch.zeros(1, model.student.planes, size, size)))
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise UserError("the model's networks cannot be run", file=folder, remedy="Choose another model.") from error
+    if not all(bool(answer.isfinite().all()) for answer in answers):
+        raise UserError("the model's answers are not numbers", file=folder, remedy="Choose another model.")
+
+
+def _check_plain_file(path: Path) -> None:
+    if path.is_symlink() or check_regular(path).is_dir():
+        raise OSError("it is not a file")
+
+
+def _sha256_of(weights: Path, wanted: str) -> str:
+    with weights.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if wanted and found != wanted:
+        raise ValueError("the weights were changed")
+    return found
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    try:
+        known = folder.stat()
+    except OSError:
+        return None
+    return known.st_ino, known.st_mtime_ns

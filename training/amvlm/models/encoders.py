@@ -19,6 +19,13 @@ from torch import Tensor, nn
 
 from amvlm.errors import UserError
 from amvlm.models.attention import attention_scores, plain_attention
+from amvlm.models.description import (
+    IMAGE_TYPES,
+    TEXT_TYPES,
+    plain_recipe,
+    safe_tokenizer,
+    sentences_from_tokenizers,
+)
 
 _TINY = {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 256, "initializer_range": 128**-0.5}
 """BERT's usual 0.02 is meant for a width of 768: at 128 every image then starts with one and the same CLS, and the
@@ -101,14 +108,12 @@ def load_text_encoder(name: str) -> tuple[EncoderRecipe, nn.Module, Tokenizer]:
         )
     try:
         fast = AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=False)
-        tokenizer = Tokenizer.from_str(fast.backend_tokenizer.to_str())
+        content = fast.backend_tokenizer.to_str()
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(
             "the text encoder has no fast tokeniser", file=name, remedy="It needs tokenizer.json."
         ) from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return recipe, model, tokenizer
+    return recipe, model, safe_tokenizer(content)
 
 
 def _pretrained(name: str) -> tuple[EncoderRecipe, nn.Module]:
@@ -122,8 +127,11 @@ def _pretrained(name: str) -> tuple[EncoderRecipe, nn.Module]:
         model = AutoModel.from_pretrained(name, trust_remote_code=False, use_safetensors=True, **options)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"the encoder {Path(name).name!r} could not be loaded", remedy=_PICKLED) from error
-    plain = {key: value for key, value in config.to_diff_dict().items() if key not in ("model_type", "dtype")}
-    return EncoderRecipe(config.model_type, plain), _ready(model)
+    if config.model_type not in (*IMAGE_TYPES, *TEXT_TYPES):
+        raise UserError(
+            f"encoders of type {config.model_type!r} are not known here", remedy="Choose a ViT, or a BERT-like encoder."
+        )
+    return EncoderRecipe(config.model_type, plain_recipe(config.to_diff_dict())), _ready(model)
 
 
 _ATTENTION = "amvlm_cls_row"
@@ -216,7 +224,8 @@ def tokenise(tokenizer: Tokenizer, texts: Sequence[str], longest: int) -> Tokeni
     UserError
         If a text has more tokens than the encoder reads: nothing is cut off silently.
     """
-    encodings = tokenizer.encode_batch(list(texts))
+    with sentences_from_tokenizers("the text cannot be split into words by this model"):
+        encodings = tokenizer.encode_batch(list(texts))
     lengths = [len(encoding.ids) for encoding in encodings]
     if max(lengths) > longest:
         worst = texts[lengths.index(max(lengths))]

@@ -39,6 +39,11 @@ class PlannedStudent(nn.Module):
         steps = plan.strides or ((1, 2, 2),) * len(plan.widths)
         self._multiple = [math.prod(step[axis] for step in steps) for axis in range(3 - plan.dimensions, 3)]
 
+    @property
+    def smallest_input(self) -> tuple[int, int, int, int]:
+        """Shape of a small input that the network reads."""
+        return 1, self.plan.inputs if self.plan.dimensions == 2 else min(16, self.plan.patch[0]), 32, 32
+
     def forward(self, image: Tensor) -> Tensor:
         """Logits as the loss takes them: (B, outputs, H, W), in 3-D (B, outputs, planes, H, W)."""
         shape = image.shape[-self.plan.dimensions :]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ _PRIOR_WEIGHTS = (0.03, 0.08, 0.0, 0.0, 0.0, 0.0)
 """Spreads of the signs in :meth:`Signs.vector` that count as one, and what each is assumed to be worth in Dice before a
 case was seen: masks that agree, and that are sure of themselves, are better ones."""
 _FARTHEST = 4.0
+Sign = Annotated[float, Field(allow_inf_nan=False)]
 _NEARLY_ALL, _DISJOINT = 0.99, 0.01
 
 
@@ -101,8 +103,8 @@ class ExpectedDice(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     mean_dice: float = Field(ge=0, le=1)
-    means: tuple[float, ...]
-    weights: tuple[float, ...]
+    means: Annotated[tuple[Sign, ...], Field(min_length=len(_SCALES), max_length=len(_SCALES))]
+    weights: Annotated[tuple[Sign, ...], Field(min_length=len(_SCALES), max_length=len(_SCALES))]
     cases: int = Field(ge=1)
 
     @classmethod

@@ -22,7 +22,7 @@ _FOREGROUND_VOXELS = 20_000
 class Facts(BaseModel):
     """Base of what is stored: immutable, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class CaseFacts(Facts):

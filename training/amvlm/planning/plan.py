@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from amvlm.planning.fingerprint import Facts, Intensities
 
+Mm = Annotated[float, Field(ge=0, le=100_000)]
+Side = Annotated[int, Field(ge=1, le=4096)]
+Width = Annotated[int, Field(ge=1, le=2048)]
+Step = Annotated[int, Field(ge=1, le=4)]
 WIDTHS = (32, 64, 128, 256)
 """Channels of the half-resolution U-Net by level, unless the minutes ask for fewer."""
 
@@ -39,19 +43,19 @@ class Plan(Facts):
     version: Literal[1] = 1
     dimensions: Literal[2, 3] = 2
     axis: Literal[0, 1, 2] = 2
-    spacing_mm: tuple[float, float, float] = Field(description="of the grid; 0 for slices that stay as they are (2-D)")
-    patch: tuple[int, int, int] = Field(description="planes (1 in 2-D), rows, columns")
+    spacing_mm: tuple[Mm, Mm, Mm] = Field(description="of the grid; 0 for slices that stay as they are (2-D)")
+    patch: tuple[Side, Side, Side] = Field(description="planes (1 in 2-D), rows, columns")
     context: int = Field(0, ge=0, le=2, description="neighbours on each side read as further channels (2-D)")
     channels: Literal[1, 3] = 1
-    region_mm: tuple[float, float, float] | None = Field(
+    region_mm: tuple[Mm, Mm, Mm] | None = Field(
         None, description="box around all structures in which crops are drawn and answers are given; None: everywhere"
     )
     normalisation: Normalisation = Field(default_factory=Normalisation)
     network: Literal["half_unet", "dynunet"] = "half_unet"
-    widths: tuple[int, ...] = Field(WIDTHS, min_length=2)
-    strides: tuple[tuple[int, int, int], ...] = Field((), description="dynunet: steps between levels")
+    widths: tuple[Width, ...] = Field(WIDTHS, min_length=2, max_length=8)
+    strides: tuple[tuple[Step, Step, Step], ...] = Field((), max_length=7, description="dynunet: steps between levels")
     exclusive: bool = True
-    structures: tuple[str, ...] = Field(min_length=1)
+    structures: tuple[str, ...] = Field(min_length=1, max_length=1000)
     largest_part: tuple[bool, ...] = Field(description="per structure: keep the largest connected part alone")
     mirror: tuple[bool, bool] = Field(
         (False, False),
@@ -63,6 +67,21 @@ class Plan(Facts):
     steps: int = Field(ge=1, description="over all phases")
     minutes: float = Field(gt=0)
     reasons: tuple[Reason, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Plan:
+        """A plan may be a stranger's: what the networks are built from must agree."""
+        if len(self.largest_part) != len(self.structures):
+            raise ValueError("largest_part must say something of every structure")
+        if self.dimensions == 2 and (self.patch[0] != 1 or self.spacing_mm[0] != 0):
+            raise ValueError("a 2-D patch is one plane, on slices as they are")
+        if min(self.spacing_mm[1:]) <= 0 or (self.dimensions == 3 and self.spacing_mm[0] <= 0):
+            raise ValueError("a spacing is missing")
+        if self.network == "dynunet" and len(self.strides) != len(self.widths) - 1:
+            raise ValueError("there must be a step between each two levels")
+        if self.dimensions == 3 and (self.network != "dynunet" or self.channels != 1):
+            raise ValueError("a 3-D network is a DynUNet on grey volumes")
+        return self
 
     @property
     def inputs(self) -> int:

@@ -3,16 +3,46 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from amvlm.errors import UserError
 from amvlm.events import EventLog
 from amvlm.imaging import write_bytes_atomically
+from amvlm.outside import read_small
+from amvlm.paths import Slug, check_name, inside
+from amvlm.store.folders import is_folder, make_private
+from amvlm.store.locks import FileLock
+
+_LONGEST_CONFIG = 64 << 20
+"""Bytes; the list of revisions of a large study takes a few of these."""
+
+
+class Stopped(UserError):  # noqa: N818 - not a mistake, a wish
+    """The person stopped a job before there was anything to save."""
+
+
+class RunConfig(BaseModel):
+    """What a run needs to go on: ``config.json``, which may come from a stranger."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    job: Literal["pretrain", "train"]
+    model: Slug
+    base: Slug | Literal[""] = ""
+    base_fingerprint: Annotated[str, Field(max_length=64)] = ""
+    settings: dict[str, Any]
+    precision: Literal["fp32", "bf16"]
+    threads: int = Field(0, ge=0, le=4096)
+    data_fingerprint: Annotated[str, Field(max_length=128)] = ""
+    revisions: tuple[int, ...] = ()
+    plan: dict[str, Any] | None = Field(None, description="of a run by minutes")
+    generator_steps: int = Field(0, ge=0, le=1_000_000)
 
 
 class RunFolder:
@@ -22,18 +52,42 @@ class RunFolder:
     ----------
     path : Path
         The folder; it is made if it is not there.
+
+    Raises
+    ------
+    UserError
+        If it is a link, or cannot be made.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.path = make_private(path)
         self.events = EventLog(path / "events.jsonl")
+        self._lock = FileLock(path / "lock")
+        self._stop_asked_here = False
 
     @classmethod
     def new(cls, store_folder: Path) -> RunFolder:
         """A fresh folder named by the time."""
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        return cls(store_folder / "runs" / f"{stamp}-{secrets.token_hex(2)}")
+        return cls(inside(store_folder, "runs", f"{stamp}-{secrets.token_hex(2)}"))
+
+    @classmethod
+    def named(cls, store_folder: Path, name: str) -> RunFolder:
+        """The run of a name, made if it is not there.
+
+        Raises
+        ------
+        UserError
+            If the name is no plain name of a folder.
+        """
+        return cls(inside(store_folder, "runs", check_name(name, "run name")))
+
+    @staticmethod
+    def all(store_folder: Path) -> list[RunFolder]:
+        """Every run of a study, the newest first; links and odd names are passed over."""
+        runs = store_folder / "runs"
+        found = sorted(runs.iterdir(), reverse=True) if is_folder(runs) else []
+        return [RunFolder(path) for path in found if is_folder(path) and _is_name(path.name)]
 
     @property
     def name(self) -> str:
@@ -42,42 +96,72 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         if process_rank() > 0:  # the first of several processes holds the lock for all
             return self
-        if self.running_pid() is not None:
+        if not self._lock.take():
             raise UserError("this run is going on already", file=self.path, remedy="Wait for it, or stop it first.")
-        (self.path / "stop").unlink(missing_ok=True)
-        (self.path / "lock").write_text(str(os.getpid()))
+        self._stop_asked_here = False
+        try:
+            (self.path / "stop").unlink(missing_ok=True)
+        except OSError as error:
+            self._lock.give_back()
+            raise UserError("the run's file “stop” cannot be removed", file=self.path, remedy="Remove it.") from error
         return self
 
     def __exit__(self, *_: object) -> None:
-        if process_rank() == 0:
-            (self.path / "lock").unlink(missing_ok=True)
+        self._lock.give_back()
 
     def running_pid(self) -> int | None:
-        """The process that holds the lock, if it still lives."""
-        try:
-            pid = int((self.path / "lock").read_text())
-        except (OSError, ValueError):
-            return None
-        return pid if _alive(pid) else None
+        """The process that runs this now (0 where it does not say which), or None."""
+        return self._lock.holder()
 
     def ask_to_stop(self) -> None:
-        """The run saves a usable model at its next step and ends."""
-        (self.path / "stop").touch()
+        """The run saves a usable model at its next step and ends.
+
+        Raises
+        ------
+        UserError
+            If the file that asks cannot be written; within the process that runs, the wish counts all the same.
+        """
+        self._stop_asked_here = True
+        try:
+            os.close(os.open(self.path / "stop", os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600))
+        except OSError as error:
+            raise UserError(
+                f"the run could not be asked to stop ({error.strerror})", file=self.path,
+                remedy="Free disk space, or look whether the study was moved.",
+            ) from error  # fmt: skip
 
     def stop_asked(self) -> bool:
-        return (self.path / "stop").exists()
+        return self._stop_asked_here or os.path.lexists(self.path / "stop")
+
+    def check_not_stopped(self) -> None:
+        """End a job that was asked to stop before it had learned anything.
+
+        Raises
+        ------
+        Stopped
+        """
+        if self.stop_asked():
+            raise Stopped("stopped before training began, so there is no model to save", remedy="Start it again.")
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        write_bytes_atomically(self.path / "config.json", json.dumps(config, indent=1).encode())
+        """Write ``config.json``, a :class:`RunConfig`."""
+        write_bytes_atomically(self.path / "config.json", RunConfig(**config).model_dump_json(indent=1).encode())
 
-    def read_config(self) -> dict[str, Any]:
+    def read_config(self) -> RunConfig:
+        """Read ``config.json``; every value in it is checked, for the run may be a stranger's.
+
+        Raises
+        ------
+        UserError
+        """
         try:
-            config = json.loads((self.path / "config.json").read_text("utf-8"))
-        except (OSError, ValueError) as error:
+            return RunConfig.model_validate_json(read_small(self.path / "config.json", _LONGEST_CONFIG))
+        except (OSError, ValidationError) as error:
+            missing = isinstance(error, FileNotFoundError)
             raise UserError(
-                "this run cannot be resumed: its configuration is missing", file=self.path, remedy="Start a new run."
-            ) from error
-        return dict(config)
+                f"this run cannot be resumed: its configuration is {'missing' if missing else 'damaged'}",
+                file=self.path, remedy="Start a new run.",
+            ) from error  # fmt: skip
 
 
 def process_rank() -> int:
@@ -85,21 +169,9 @@ def process_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def _alive(pid: int) -> bool:
-    if os.name == "nt":
-        import ctypes
-
-        handle = ctypes.windll.kernel32.OpenProcess(0x1000, False, pid)  # type: ignore[attr-defined,unused-ignore]
-        if handle:
-            ctypes.windll.kernel32.CloseHandle(handle)  # type: ignore[attr-defined,unused-ignore]
-        return bool(handle)
+def _is_name(name: str) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        check_name(name)
+    except UserError:
         return False
-    except PermissionError:
-        return True
-    status = Path(f"/proc/{pid}/stat")
-    if status.exists():  # a zombie has ended; its parent has not looked yet
-        return status.read_text().rsplit(")", 1)[-1].split()[0] != "Z"
     return True

@@ -10,6 +10,7 @@ from typing import Literal
 
 from amvlm.errors import UserError, printable
 from amvlm.imaging.writers import is_held
+from amvlm.store import folders
 from amvlm.store.cases import select_cases
 from amvlm.store.records import Case
 from amvlm.store.store import LabelStore
@@ -87,7 +88,7 @@ def leftovers(store: LabelStore) -> Iterator[Finding]:
         for path in sorted((store.folder / folder).iterdir()):
             if path.name not in wanted and not path.name.endswith(".part"):
                 yield Finding("leftover", f"{folder}/{printable(path.name)} belongs to no {what}", path)
-    for path in sorted(_partial_files(store.folder)):
+    for path in (*sorted(_partial_files(store.folder)), *folders.leftovers(store.folder)):
         where = printable(path.relative_to(store.folder))
         yield Finding("leftover", f"{where} was left by a program that ended early", path)
 
@@ -107,7 +108,7 @@ def clean(store: LabelStore) -> list[Finding]:
     list of Finding
         What was removed.
     """
-    removed = []
+    removed = [Finding("leftover", "", path) for path in folders.remove_leftovers(store.folder)]
     with store.index.write() as connection:
         select_cases(connection)  # the index is readable: otherwise every file would look like a leftover
         for finding in list(leftovers(store)):
