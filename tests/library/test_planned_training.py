@@ -17,10 +17,13 @@ from amvlm.errors import UserError
 from amvlm.events import AnyEvent, Finished, Note, Validation
 from amvlm.imaging import Volume
 from amvlm.imaging.regrid import grid_shape, resampled, resampled_labels
-from amvlm.inference import Session
+from amvlm.inference import Session, find_model
 from amvlm.learning import RunFolder, planned, planned_text, train
+from amvlm.learning.before import dices_before
 from amvlm.learning.fitting import patch_loss
 from amvlm.learning.patches import PatchSampler, PreparedCase, augmented, plain
+from amvlm.learning.prepared import PreparedStudy
+from amvlm.learning.study import open_study
 from amvlm.losses import masked_dice_bce
 from amvlm.losses.exclusive import exclusive_dice_ce, structure_logits
 from amvlm.models import AmvlmModel
@@ -359,6 +362,23 @@ def test_a_planned_run_saves_a_model_that_segments_on_the_scans_grid(
     (folder / "config.json").write_text(json.dumps(kept))
     with pytest.raises(UserError, match="another version"):
         AmvlmModel.load(folder)
+
+
+def test_the_model_so_far_is_measured_on_the_new_grid(
+    validated_store: LabelStore, build_model: Callable[..., AmvlmModel]
+) -> None:
+    study = open_study(validated_store)
+    plan = _plan(structures=tuple(study.names))
+    prepared = PreparedStudy(validated_store, plan)
+    list(prepared.prepare(list(study.cases.values())))
+    cases = [prepared.case(case_id, own) for case_id, own in study.validation.items()]
+    bundled = AmvlmModel.load(find_model("bundled"))
+    dices = dices_before(bundled, study, plan, cases, torch.device("cpu"))
+    assert set(dices) == set(study.names)
+    assert all(dice > 0.7 for dice in dices.values())
+    as_planned = _planned_model(build_model())
+    assert set(dices_before(as_planned, study, plan, cases, torch.device("cpu"))) == {"anterior hippocampus"}
+    assert dices_before(None, study, plan, cases, torch.device("cpu")) == {}
 
 
 def test_the_plan_is_printed_with_its_reasons(

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from amvlm.config import TrainSettings
+from amvlm.config import StudentSettings, TrainSettings
 from amvlm.errors import UserError
 from amvlm.events import AnyEvent, Finished, Note, Progress, Started, Validation
+from amvlm.learning.before import dices_before
 from amvlm.learning.calibration import enough, fit_expected_dice, fit_text_weights, mean_dices
 from amvlm.learning.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from amvlm.learning.context import Context, flip_axis_of
@@ -22,7 +23,7 @@ from amvlm.learning.fingerprinting import fingerprint_of, measured_machine
 from amvlm.learning.fitting import Phase, answer, case_dices, fit, optimiser_of, pseudo_labelled
 from amvlm.learning.networks import Networks
 from amvlm.learning.patches import PreparedCase
-from amvlm.learning.planned_text import on_plan_grid, teach_text, text_steps
+from amvlm.learning.planned_text import TEXT_SHARE, on_plan_grid, teach_text, text_steps
 from amvlm.learning.prepared import PreparedStudy
 from amvlm.learning.runtime import Clock, FiniteWatch, Means, fastest, start_accelerator
 from amvlm.learning.slices import SliceBank
@@ -43,7 +44,13 @@ _LOOKED_AT = 8
 
 
 def train_planned(
-    store: LabelStore, base: AmvlmModel, settings: TrainSettings, run: RunFolder, name: str, resume: bool = False
+    store: LabelStore,
+    base: AmvlmModel,
+    settings: TrainSettings,
+    run: RunFolder,
+    name: str,
+    resume: bool = False,
+    previous: AmvlmModel | None = None,
 ) -> Iterator[AnyEvent]:
     """Fingerprint, plan, student, text mask; save ``models/<name>``.
 
@@ -60,13 +67,17 @@ def train_planned(
     opened = yield from _open(store, base, settings, run, name, resume)
     context, plan = opened.context, opened.plan
     clock = Clock(plan.steps)
+    before = dices_before(previous, context.study, plan, opened.held_out, context.device)
+    if before:
+        yield Validation(step=0, student=before, text_mask={}, merged={})
     student = yield from _student(opened, resume)
     networks = yield from _text(opened, base, resume)
     if student is None:
         yield Note(level="warning", text=f"Stopped before the first step: {name} makes no prediction.")
     else:
         yield from _calibrate(opened, networks, student)
-    model = networks.as_model(base, context.study, settings, name, {}, len(opened.labelled))
+    earlier = {"student": before} if before else {}
+    model = networks.as_model(base, context.study, settings, name, earlier, len(opened.labelled))
     card = model.card.model_copy(update={"created": datetime.date.today().isoformat()})
     kept = None if student is None else plan
     model = dataclasses.replace(model, student=student, student_settings=None, plan=kept, card=card)
@@ -134,6 +145,8 @@ def _open(
         precision=precision,
     )  # fmt: skip
     yield Note(text=f"The plan: {plan.sentence()}.")
+    if settings.student != StudentSettings():
+        yield Note(level="warning", text="The plan chooses the network: what was set for the student is not used.")
     return opened
 
 
@@ -217,7 +230,7 @@ def _run(
             watch.check()
             yield Progress(
                 stage="training" if phase.number == 0 else "training on all scans", step=done, steps=total,
-                losses=means.take(), seconds_left=clock.left(done),
+                losses=means.take(), seconds_left=_left(clock, done, opened.plan),
             )  # fmt: skip
         if opened.held_out and ((step + 1) % look == 0 or last):
             cases = opened.held_out if last else opened.held_out[:: max(1, len(opened.held_out) // _LOOKED_AT)]
@@ -292,6 +305,12 @@ def _calibrate(opened: _Opened, networks: Networks, student: PlannedStudent) -> 
 
 def _judged(prepared: PreparedStudy, study: Study, by_case: dict[str, dict[str, Revision]]) -> list[PreparedCase]:
     return [prepared.case(c, own) for c, own in by_case.items() if any(name in own for name in study.names)]
+
+
+def _left(clock: Clock, done: int, plan: Plan) -> float | None:
+    """Seconds to the end of the run: the student's, and the text mask's share after it."""
+    student = clock.left(done)
+    return None if student is None else student + 60 * TEXT_SHARE * plan.minutes
 
 
 def _lengths(plan: Plan) -> list[int]:
