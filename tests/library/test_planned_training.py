@@ -20,7 +20,7 @@ from amvlm.imaging.regrid import grid_shape, resampled, resampled_labels
 from amvlm.inference import Session, find_model
 from amvlm.learning import RunFolder, planned, planned_text, train
 from amvlm.learning.before import dices_before
-from amvlm.learning.fitting import patch_loss
+from amvlm.learning.fitting import patch_loss, pseudo_labelled
 from amvlm.learning.patches import PatchSampler, PreparedCase, augmented, plain
 from amvlm.learning.prepared import PreparedStudy
 from amvlm.learning.study import open_study
@@ -240,6 +240,26 @@ def test_overlapping_structures_learn_by_a_sigmoid_each() -> None:
     both = plain(batch._replace(labels=stacked), plan)
     expected = masked_dice_bce(student.eval()(both.image), both.labels, both.known)
     assert patch_loss(student, both).item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_pseudo_labels_leave_what_was_judged_and_what_was_rejected(exclusive: bool) -> None:
+    """Structure a was judged, b is missing, c was rejected; the student says that everything is b."""
+    names = {"structures": ("a", "b", "c"), "largest_part": (False,) * 3, "exclusive": exclusive}
+    student = PlannedStudent(_plan(**names)).eval()
+    outputs = student.plan.outputs
+    student.network = torch.nn.Conv2d(1, outputs, 1)
+    torch.nn.init.zeros_(student.network.weight)
+    with torch.no_grad():
+        student.network.bias.fill_(-5.0)[outputs - 2] = 5.0
+    labels = np.zeros((3, 1 if exclusive else 3, 32, 32), np.uint8)
+    labels[1, 0, 5:9, 5:9] = 1
+    case = PreparedCase("x", np.zeros((3, 1, 32, 32), np.float16), labels, np.array([1, 0, 0], np.float32), (1, 1, 1))
+    found = pseudo_labelled(student, case, np.array([0, 1, 0], np.float32))
+    assert found.known.tolist() == [1, 1, 0]
+    assert np.array_equal(found.mask(0), labels[:, 0] == 1)
+    assert found.mask(1).sum() == 3 * 32 * 32 - (16 if exclusive else 0)
+    assert not found.mask(2).any()
 
 
 # -- a session -----------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from amvlm.errors import UserError
@@ -135,13 +136,26 @@ def answer(student: PlannedStudent, case: PreparedCase, accurate: bool = False) 
     return student.volume_logits(planes, case.spacing_mm, accurate)
 
 
-def pseudo_labelled(student: PlannedStudent, case: PreparedCase) -> PreparedCase:
-    """The case with the student's own answer as its labels, every structure taken as judged."""
+def pseudo_labelled(
+    student: PlannedStudent, case: PreparedCase, missing: NDArray[np.float32] | None = None
+) -> PreparedCase:
+    """The case with the student's own answer where nobody judged; what was judged stays as it is.
+
+    Parameters
+    ----------
+    missing : ndarray, (S,), {0, 1}, optional
+        Which structures may be learned from the answer; all by default. A rejected one may not.
+    """
     logits = answer(student, case)
+    judged = torch.from_numpy(case.known > 0)
+    learned = np.ones_like(case.known) if missing is None else missing
     if student.plan.exclusive:
         margin, winner = logits.max(0)
-        labels = torch.where(margin > 0, winner + 1, 0)[:, None]
+        number = torch.where((margin > 0) & ~judged[winner], winner + 1, 0)
+        own = torch.from_numpy(np.array(case.labels[:, 0])).long()
+        labels = torch.where(own > 0, own, number)[:, None]
     else:
-        labels = (logits > 0).movedim(0, 1)
-    known = np.ones(len(student.plan.structures), np.float32)
+        own = torch.from_numpy(np.array(case.labels)).bool()
+        labels = torch.where(judged.view(1, -1, 1, 1), own, (logits > 0).movedim(0, 1))
+    known = np.maximum(case.known, learned).astype(np.float32)
     return PreparedCase(case.case_id, case.image, labels.to(torch.uint8).numpy(), known, case.spacing_mm)

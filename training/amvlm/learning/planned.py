@@ -249,7 +249,8 @@ def _pseudo(opened: _Opened, first: PlannedStudent) -> Generator[AnyEvent, None,
         if opened.context.stop_asked():
             break
         case = opened.prepared.case(case_id, study.training.get(case_id, {}))
-        found.append(pseudo_labelled(first, case))
+        missing = np.array([float(name in study.missing[case_id]) for name in study.names], np.float32)
+        found.append(pseudo_labelled(first, case, missing))
         yield Progress(stage="labelling the other scans", step=done + 1, steps=len(study.unlabelled))
     return found or list(opened.labelled)
 
