@@ -214,3 +214,18 @@ def test_foreground_intensities_by_hand() -> None:
     assert found is not None
     assert (found.low, found.high, found.mean) == pytest.approx((0.5, 99.5, 50.0), abs=0.1)
     assert intensities([]) is None
+
+
+def test_a_small_gpu_gets_small_blocks() -> None:
+    chest = {
+        "cases": (CaseFacts(shape=(300, 400, 400), spacing_mm=(1, 1, 1)),),
+        "structures": (_structure("lung", (280, 300, 380)),),
+        "region_mm": (280.0, 300.0, 380.0),
+    }
+    sizes = [
+        make_plan(_heart(**chest, machine=Machine(device="cuda", memory_gib=gib, seconds_per_megapixel=0.001))).patch
+        for gib in (4, 11, 80)
+    ]
+    voxels = [int(np.prod(size)) for size in sizes]
+    assert voxels == sorted(voxels)
+    assert voxels[0] <= 128**3 * 4 / 11 < voxels[1] <= 128**3 < voxels[2] <= 160**3

@@ -21,13 +21,15 @@ _AROUND = 1.5
 _MULTIPLE = 16
 _SMALLEST_PATCH = 64
 _LARGEST_PATCH = {"cpu": 160, "cuda": 512, "mps": 320}
-_LARGEST_BLOCK = {"cpu": 64**3, "cuda": 160**3, "mps": 96**3}
+_MOST_OF_A_SLICE = 0.8
 _GPU_WIDTHS = {2: (32, 64, 128, 256, 512, 512), 3: (32, 64, 128, 256, 320)}
+_CPU_WIDTHS = {2: WIDTHS, 3: (16, 32, 64, 128)}
 _COARSER = 3.0
 _ALIKE = 2.0
 _FEWEST_SLICES = 10
-_COST_OF_3D = 6.0
-"""DynUNet at full resolution against the half-resolution U-Net, per voxel of its input."""
+_COST = {("cpu", 2): 1.0, ("mps", 2): 1.0, ("cuda", 2): 4.0, ("cpu", 3): 6.0, ("mps", 3): 6.0, ("cuda", 3): 6.0}
+"""Of the network that is chosen there against the half-resolution U-Net, per voxel of its input: DynUNet works at full
+resolution."""
 _FEW_PARTS_FROM = 3
 _FEWEST_PIXELS = 8
 _TWO_PHASES_FROM = 20_000
@@ -94,11 +96,12 @@ def make_plan(facts: Fingerprint) -> Plan:
     )  # fmt: skip
 
 
-def seconds_per_patch(facts: Fingerprint, patch: tuple[int, int, int], width: int, dimensions: int) -> float:
+def seconds_per_patch(facts: Fingerprint, patch: tuple[int, int, int], width: int, dimensions: Literal[2, 3]) -> float:
     """What one patch of a training step costs on this machine; the reference network is 32 channels wide."""
     megapixels = math.prod(patch) / 1e6
     narrower = math.pow(width / WIDTHS[0], 1.8)
-    return megapixels * facts.machine.seconds_per_megapixel * narrower * (_COST_OF_3D if dimensions == 3 else 1.0)
+    machine = facts.machine
+    return megapixels * machine.seconds_per_megapixel * narrower * _COST[machine.device, dimensions]
 
 
 def _choose_dimensions(draft: _Draft) -> None:
@@ -112,7 +115,7 @@ def _choose_dimensions(draft: _Draft) -> None:
         draft.say("dimensions", "2-D", f"slices are {ratio:.1f} times as far apart as pixels, and only {slices}")
     else:
         draft.dimensions = 3
-        _choose_patch(draft, quiet=True)
+        _settle_sizes(draft)
         if draft.patches < FEWEST_PATCHES:
             draft.say(
                 "dimensions", "2-D",
@@ -135,43 +138,49 @@ def _choose_grid(draft: _Draft) -> None:
     draft.say("grid", " × ".join(f"{mm:.3g}" for mm in draft.spacing if mm) + " mm", why)
 
 
-def _choose_patch(draft: _Draft, quiet: bool = False) -> None:
+def _settle_sizes(draft: _Draft) -> None:
+    """Patch, widths and batch before the minutes are looked at."""
     facts, three = draft.facts, draft.dimensions == 3
-    spacing, extent = _real_spacing(draft), facts.extent_mm
-    largest = tuple(max((s.extent_mm[axis] for s in facts.structures), default=extent[axis]) for axis in range(3))
-    pixels = [max(1, round(extent[axis] / spacing[axis])) for axis in range(3)]
-    wanted = [_AROUND * largest[axis] / spacing[axis] for axis in range(3)]
-    draft.whole = facts.planar or all(wanted[axis] >= 0.8 * pixels[axis] for axis in (1, 2))
-    most = _LARGEST_PATCH[facts.machine.device]
-    sides = [
-        _rounded(min(pixels[axis], most if not draft.whole else 2 * most, max(wanted[axis], _SMALLEST_PATCH)
-                     if not draft.whole else pixels[axis]))
-        for axis in range(3)
-    ]  # fmt: skip
-    if three:
-        while math.prod(sides) > _LARGEST_BLOCK[facts.machine.device]:
-            axis = sides.index(max(sides))
-            sides[axis] -= _MULTIPLE
-    draft.patch = (sides[0] if three else 1, sides[1], sides[2])
-    if not three and facts.machine.device == "cuda":
-        draft.batch = 16
-    if three:
-        draft.batch = 2
-        draft.widths = _GPU_WIDTHS[3] if facts.machine.device == "cuda" else (16, 32, 64, 128)
-    elif facts.machine.device == "cuda":
-        draft.widths = _GPU_WIDTHS[2]
+    device, on_gpu = facts.machine.device, facts.machine.device == "cuda"
+    spacing = _real_spacing(draft)
+    pixels = [max(1, round(facts.extent_mm[axis] / spacing[axis])) for axis in range(3)]
+    wanted = [_AROUND * largest / own for largest, own in zip(_largest_mm(facts), spacing, strict=True)]
+    draft.whole = facts.planar or all(wanted[axis] >= _MOST_OF_A_SLICE * pixels[axis] for axis in (1, 2))
+    if draft.whole:
+        sides = [_rounded(min(side, 2 * _LARGEST_PATCH[device])) for side in pixels]
     else:
-        draft.batch, draft.widths = 8, WIDTHS
-    if quiet:
-        return
-    shown = " × ".join(str(side) for side in draft.patch[0 if three else 1 :])
-    why = "whole slices: the structures fill most of them" if draft.whole else (
-        f"about {_AROUND:g} times the largest structure ({largest[1]:.0f} × {largest[2]:.0f} mm)"
-    )  # fmt: skip
-    longest = max(wanted[axis] / _AROUND / sides[axis] for axis in (1, 2))
-    if longest > 1:
+        wanted = [max(side, _SMALLEST_PATCH) for side in wanted]
+        sides = [_rounded(min(pixels[axis], _LARGEST_PATCH[device], wanted[axis])) for axis in range(3)]
+    while three and math.prod(sides) > _largest_block(facts):
+        sides[sides.index(max(sides))] -= _MULTIPLE
+    draft.patch = (sides[0] if three else 1, sides[1], sides[2])
+    draft.widths = _GPU_WIDTHS[draft.dimensions] if on_gpu else _CPU_WIDTHS[draft.dimensions]
+    draft.batch = 2 if three else 16 if on_gpu else 8
+
+
+def _choose_patch(draft: _Draft) -> None:
+    _settle_sizes(draft)
+    largest, spacing = _largest_mm(draft.facts), _real_spacing(draft)
+    if draft.whole:
+        why = "whole slices: the structures fill most of them"
+    else:
+        why = f"about {_AROUND:g} times the largest structure ({largest[1]:.0f} × {largest[2]:.0f} mm)"
+    if any(largest[axis] / spacing[axis] > draft.patch[axis] for axis in (1, 2)):
         why += "; the largest structure does not fit into a patch, overlapping windows put it together"
-    draft.say("patch", f"{shown} px", why)
+    sides = draft.patch if draft.dimensions == 3 else draft.patch[1:]
+    draft.say("patch", " × ".join(map(str, sides)) + " px", why)
+
+
+def _largest_mm(facts: Fingerprint) -> list[float]:
+    """Median extent of the largest structure along each axis."""
+    return [max((s.extent_mm[axis] for s in facts.structures), default=facts.extent_mm[axis]) for axis in range(3)]
+
+
+def _largest_block(facts: Fingerprint) -> float:
+    """Voxels of a 3-D patch: nnU-Net's 128³ for two on a GPU of 11 GiB, in proportion."""
+    if facts.machine.device != "cuda":
+        return 64**3
+    return min(160**3, 128**3 * max(2.0, facts.machine.memory_gib or 11.0) / 11)
 
 
 def _fit_to_the_minutes(draft: _Draft) -> None:
