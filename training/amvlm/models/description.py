@@ -98,6 +98,7 @@ class Architecture(BaseModel):
     text_type: Literal[TEXT_TYPES]  # type: ignore[valid-type]
     generator: GeneratorSettings
     student: StudentSettings | None
+    plan: dict[str, Any] | None = None
     prior: float = Field(gt=0, lt=1)
     format: Literal[3] = 3
     weights_sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$", description="of model.safetensors; older ones: none")
@@ -188,9 +189,12 @@ def header_of(weights: Path) -> Header:
     ValueError, OSError, SafetensorError
         If the header is longer than the file, too long, or holds other dtypes than networks of ours.
     """
+    size = weights.stat().st_size
+    if size > 4 * MOST_PARAMETERS + LONGEST_HEADER:
+        raise ValueError("the file is too large")
     with weights.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-    if not 0 < length <= min(LONGEST_HEADER, weights.stat().st_size - 8):
+    if not 0 < length <= min(LONGEST_HEADER, size - 8):
         raise ValueError("the header is longer than the file")
     found: Header = {}
     with safe_open(weights, "pt") as tensors:
