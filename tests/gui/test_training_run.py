@@ -16,8 +16,10 @@ from amvlm.store import LabelStore
 from amvlm.store.runs import RunFolder
 from napari_amvlm.training_run import TrainingRun
 
-SMALL = ("--steps 4 --batch-size 2 --network unet --channels 8 --channels 16 --device cpu --threads 1 "
-         "--precision fp32 --validate-every 2 --checkpoint-every 2").split()  # fmt: skip
+SMALL = [
+    "--steps", "4", "--batch-size", "2", "--network", "unet", "--channels", "8", "--channels", "16", "--device", "cpu",
+    "--threads", "1", "--precision", "fp32", "--validate-every", "2", "--checkpoint-every", "2",
+]  # fmt: skip
 PLANTED = ("typer.py", "torch.py", "sitecustomize.py", "usercustomize.py", "amvlm.py", "numpy/__init__.py")
 
 
