@@ -96,14 +96,14 @@ def test_an_error_of_ours_is_a_sentence_without_a_path(
 
     monkeypatch.setattr(LabelStore, "history", broken)
     with pytest.raises(SystemExit) as ended:
-        main(["history", str(sample_store.folder), "case-00001", "x"])
+        main(["history", str(sample_store.folder), sample_store.cases()[0].case_id, "anterior hippocampus"])
     assert ended.value.code == 70
     shown = capsys.readouterr().err
     assert "unexpected KeyError in cli_labels.py, line" in shown
     assert "smith" not in shown
     monkeypatch.setenv("AMVLM_TRACEBACK", "1")
     with pytest.raises(KeyError):
-        main(["history", str(sample_store.folder), "case-00001", "x"])
+        main(["history", str(sample_store.folder), sample_store.cases()[0].case_id, "anterior hippocampus"])
 
 
 def test_a_figure_file_that_cannot_be_written_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
