@@ -273,18 +273,22 @@ def _text(opened: _Opened, base: AmvlmModel, resume: bool) -> Generator[AnyEvent
 
 
 def _calibrate(opened: _Opened, networks: Networks, student: PlannedStudent) -> Iterator[AnyEvent]:
-    """α and what the signs of quality foretell, on validation cases; unknown where those are fewer than five."""
+    """α and what the signs of quality foretell, on validation cases; where those are fewer than five both are unknown,
+    and the merged mask is the prediction alone: a text mask that nobody measured must not hurt."""
     study, names = opened.context.study, opened.context.study.names
     table = TextTable(study)
+    networks.text_weights = [0.0] * len(names)
     judged = [
         LabelledCase(case.case_id, [case.mask(s).astype(np.uint8) for s in range(len(names))], case.known)
         for case in opened.held_out
     ]
-    if not judged:
+    if not enough(judged, len(names)):
         yield Note(
             level="warning",
-            text="No validation case is labelled, so quality is not measured. Accept a few cases of that split.",
+            text="Fewer than five validation cases are labelled: quality is unknown, and the merged mask is the "
+            "prediction alone. Accept a few cases of the validation split.",
         )
+    if not judged:
         return
     found = []
     for done, (case, own) in enumerate(zip(opened.held_out, judged, strict=True)):
@@ -294,9 +298,9 @@ def _calibrate(opened: _Opened, networks: Networks, student: PlannedStudent) -> 
         networks.calibration = "validation cases"
         if opened.settings.merge == "gated":
             networks.text_weights = fit_text_weights(found, len(names))
+        else:
+            networks.text_weights = [0.5] * len(names)
         networks.expected_dice = fit_expected_dice(found, networks.text_weights)
-    else:
-        yield Note(text="Fewer than five validation cases: how far to trust the text mask is not known (α = ½).")
     dices = mean_dices(found, names, networks.text_weights)
     networks.keep_if_best(dices)
     yield Validation(
