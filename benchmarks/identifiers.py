@@ -1,11 +1,11 @@
 """Identifiers planted everywhere, then looked for everywhere: python benchmarks/identifiers.py
 
-Scans of every format carry words in every corner of their format (text chunks before and after the pixels, EXIF, private
-chunks, bytes behind the end, JPEG comments and IPTC, WebP XMP, TIFF tags, NIfTI descrip, aux_file and extensions, gzip
-names, NRRD keys and remarks, MetaImage comments, DICOM tags); so do their files' and folders' names, the user and the host.
-They are imported, judged, trained on, assessed and exported by the commands. Then every byte of the study, its logs, events,
-TensorBoard files, models and cards, of the exports and of what the commands printed is searched, compressed files and
-pictures unpacked too. Original names may stand in the private list of the user's data folder alone.
+Scans of every format carry words in every corner of their format: text chunks before and after the pixels, EXIF,
+private chunks, bytes behind the end, JPEG comments and IPTC, WebP XMP, TIFF tags, NIfTI descrip, aux_file and
+extensions, gzip names, NRRD keys and remarks, MetaImage comments, DICOM tags. So do the names of their files and
+folders, of the user and of the host. The commands import, judge, train, assess and export them. Then every byte of the
+study (logs, events, TensorBoard, models, cards) and of the exports is searched, compressed files and pictures unpacked
+too. Original names may stand in the private list in the user's data folder alone.
 """
 
 from __future__ import annotations
@@ -68,7 +68,12 @@ def main() -> None:
         study, out, home, work = folder / "study", folder / "out", folder / "home", folder / "work"
         work.mkdir()
         printed: list[str] = []
-        environment = {**SURROUNDINGS, "HOME": str(home), "XDG_DATA_HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
+        environment = {
+            **SURROUNDINGS,
+            "HOME": str(home),
+            "XDG_DATA_HOME": str(home),
+            "XDG_CACHE_HOME": str(home / "cache"),
+        }
 
         def amvlm(*arguments: object, fine: bool = True) -> Answer:
             answer = forks.in_fork([str(a) for a in arguments], folder / f"said{len(printed)}", cwd=work,
@@ -93,13 +98,13 @@ def main() -> None:
         amvlm("verify", study)
         where = {"study": search(study), "home": search(home)}
         for path in [*folder.glob("out*")]:
-            where[path.name] = search(path) if path.is_dir() else {
-                path.name: w for w in [planted.words_in(path.read_bytes())] if w}  # fmt: skip
+            words = planted.words_in(path.read_bytes()) if path.is_file() else set()
+            where[path.name] = search(path) if path.is_dir() else {path.name: words} if words else {}
         private = [name for name in where["home"] if Path(name).name.startswith("names-")]
         where["home"] = {name: words for name, words in where["home"].items() if name not in private}
     failed = sum(map(len, where.values()))
-    words = sorted({w for places in where.values() for found in places.values() for w in found})
-    print(f"{len(sources)} sources, {cases} cases; found in {failed} files: {', '.join(words) or 'nothing'}; "
+    everywhere = sorted({word for places in where.values() for found in places.values() for word in found})
+    print(f"{len(sources)} sources, {cases} cases; found in {failed} files: {', '.join(everywhere) or 'nothing'}; "
           f"{time.monotonic() - started:.0f} s")  # fmt: skip
     for part, places in where.items():
         for name, found in places.items():

@@ -1,9 +1,10 @@
 """kill -9 at random moments of every act that changes a study: python benchmarks/kill_study.py --kills 1000
 
-Six kinds of acts: accept a mask, restore a revision, import two scans, export all labels, write a training checkpoint,
-save a model over another of its name. A child acts in an endless loop and acknowledges each act over a pipe as a command
-would by ending; it is killed with SIGKILL after a random time. Then every acknowledged act must be there, whole, an
-unfinished one wholly there or not at all, and ``verify`` may find leftovers, never damage; ``verify --clean`` removes them.
+Six kinds of acts: accept a mask, restore a revision, import two scans, export all labels, write a training
+checkpoint, save a model over another of its name. A child acts in an endless loop and acknowledges each act over a
+pipe, as a command would by ending; it is killed with SIGKILL after a random time. Then every acknowledged act must be
+there, whole; an unfinished one wholly there or not at all; and ``verify`` may find leftovers, never damage, which
+``verify --clean`` removes.
 
 Children are forked from one warm process that has loaded the library: a kill costs a tenth of a second, not three. A
 SIGKILL is no loss of power: what the kernel has taken it still writes. POSIX only.
@@ -176,11 +177,13 @@ def lost_checkpoints(study: Path, acknowledged: Acknowledged) -> list[str]:
     if not acknowledged and not list((study / "runs" / "killed").glob("checkpoint-*/state.json")):
         return []
     networks, optimiser = _networks(0)
-    step, notes = load_checkpoint(study / "runs" / "killed", networks, optimiser)
+    found = load_checkpoint(study / "runs" / "killed", networks, optimiser)
+    step, notes = found.step, found.notes
     right = _networks(step)[0]["student"].state_dict()
     same = all(torch.equal(value, right[name]) for name, value in networks["student"].state_dict().items())
     lost = [] if step >= max(acknowledged, default=0) else [f"checkpoint {max(acknowledged)}: the newest is {step}"]
-    return lost + ([] if same and notes == {"notes of": step} else [f"checkpoint {step} holds something else"])
+    sound = same and not found.doubt and notes == {"notes of": step}
+    return lost + ([] if sound else [f"checkpoint {step} holds something else; {found.doubt}"])
 
 
 def lost_models(study: Path, acknowledged: Acknowledged) -> list[str]:
@@ -191,7 +194,8 @@ def lost_models(study: Path, acknowledged: Acknowledged) -> list[str]:
     return [f"the model is an older one: {found}"] if found in older else []
 
 
-KINDS: dict[str, tuple[Callable[[Path, np.random.Generator], Iterator[Any]], Callable[[Path, Acknowledged], list[str]]]] = {
+KINDS: dict[str, tuple[Callable[[Path, np.random.Generator], Iterator[Any]], Callable[[Path, Acknowledged],
+    list[str]]]] = {
     "accept": (accepts, lost_revisions), "restore": (restores, lost_revisions), "import": (imports, lost_imports),
     "export": (exports, lost_exports), "checkpoint": (checkpoints, lost_checkpoints), "model": (models, lost_models),
 }  # fmt: skip
@@ -232,7 +236,8 @@ def killed(kind: str, study: Path, seed: int, share: float) -> Acknowledged:
                 first = len(content) == 2
                 content += os.read(stream.fileno(), 65536)
                 if first:
-                    _SECONDS[kind] = 0.8 * _SECONDS.get(kind, 0.0) + 0.2 * (time.monotonic() - begun)
+                    took = time.monotonic() - begun
+                    _SECONDS[kind] = 0.8 * _SECONDS.get(kind, took) + 0.2 * took
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         content += stream.read()
@@ -299,8 +304,9 @@ def main() -> None:
             for text in (tally.lost + tally.damage)[:8]:
                 print(f"           {text}", flush=True)
     failed = sum(len(tally.lost) + len(tally.damage) for tally in tallies.values())
-    print(f"{sum(t.kills for t in tallies.values())} kills, {sum(t.acknowledged for t in tallies.values())} acknowledged "
-          f"acts, {failed} lost or damaged, {time.monotonic() - started:.0f} s")  # fmt: skip
+    kills, acts = sum(t.kills for t in tallies.values()), sum(t.acknowledged for t in tallies.values())
+    seconds = time.monotonic() - started
+    print(f"{kills} kills, {acts} acknowledged acts, {failed} lost or damaged, {seconds:.0f} s")
     raise SystemExit(failed > 0)
 
 

@@ -1,9 +1,9 @@
 """Two imports into one study at the same moment: python benchmarks/two_importers.py --cases 200
 
 Two ``amvlm import`` commands, each with its own folder of scans, start together on one study; then a third beside a
-process that judges without a pause; then the same folder twice at once. Every case must hold its own image (its voxels are
-compared with its source's by hash, and its private name with the source's), no number may be given twice, and groups,
-splits and judgements must be whole.
+process that judges without a pause; then the same folder twice at once. Every case must hold its own image (its voxels
+are compared with its source's by hash, and its private name with the source's), no number may be given twice, and
+groups, splits and judgements must be whole.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def make_scans(folder: Path, count: int, first: int) -> dict[str, str]:
 
 def start_import(source: Path, study: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-P", "-m", "amvlm", "import", str(source), "--into", str(study)]
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def wait(*running: subprocess.Popen[str]) -> list[str]:

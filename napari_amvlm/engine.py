@@ -91,20 +91,16 @@ class Engine:
 
     def models(self, store: LabelStore | None) -> Iterator[tuple[list[ModelEntry], list[str]]]:
         """List the models, and a sentence for each that cannot be read; the first call imports the library."""
-        from amvlm.inference import available_models
+        from amvlm.inference.catalogue import Catalogue
         from amvlm.models.bundle import read_card
 
         self._settle_garbage()
-        entries, refused = [], []
-        for name, folder in available_models(store).items():
-            try:
-                card = read_card(folder)
-            except (UserError, ValueError, OSError, RecursionError) as error:  # one card must not hide the others
-                reason = str(error) if isinstance(error, UserError) else "its card cannot be read."
-                refused.append(f"The model {printable(name)} was left out: {reason}")
-                continue
-            entries.append(ModelEntry(name, folder, card.kind, tuple(s.name for s in card.structures)))
-        yield entries, refused
+        catalogue = Catalogue.of(store)
+        entries = []
+        for name, folder in catalogue.folders.items():
+            known = tuple(structure.name for structure in read_card(folder).structures)
+            entries.append(ModelEntry(name, folder, catalogue.kinds[name], known))
+        yield entries, [f"{reason[:1].upper()}{reason[1:]}." for reason in catalogue.damaged.values()]
 
     def _settle_garbage(self) -> None:
         """Take the loaded libraries out of the garbage collector's view, once.

@@ -6,6 +6,7 @@ import itertools
 import os
 import secrets
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,6 @@ from napari_amvlm.panels.parts import show_list
 from napari_amvlm.wording import printable, unmarked
 
 if TYPE_CHECKING:
-    from amvlm.exchange.importing import ImportReport
     from napari_amvlm.controller import Controller
 
 _PATTERNS = ("nii", "nii.gz", "nrrd", "nhdr", "mha", "mhd", "dcm", "dicom", "ima", "png", "tif", "tiff", "webp", "jpg")
@@ -159,16 +159,25 @@ class Studies:
             if controller.panel is not None:
                 controller.panel.show_progress(done, total, f"Importing: {done} of {total}")
 
-        def work() -> ImportReport:
+        def work() -> tuple[bool, str, Sequence[str]]:
             from amvlm.exchange import import_study
+            from amvlm.exchange.importing import NothingImported
 
-            return import_study(source, into, progress=progress)
+            try:
+                report = import_study(source, into, progress=progress)
+            except NothingImported as error:
+                return False, str(error), error.lines
+            return True, report.sentence(), report.lines()
 
-        def done(report: ImportReport) -> None:
-            controller.tell(report.sentence())
-            self.open_study(into)
-            if lines := report.refused:
-                self.listed = show_list("What was left out of the import", report.sentence(), lines, controller.window)
+        def done(outcome: tuple[bool, str, Sequence[str]]) -> None:
+            imported, sentence, lines = outcome
+            if imported:
+                controller.tell(sentence)
+                self.open_study(into)
+            else:
+                controller.fail(sentence)
+            if lines:
+                self.listed = show_list("What was left out of the import", sentence, lines, controller.window)
 
         controller.submit(lambda: controller.engine.call(work), on_result=done, text="Importing …")
 

@@ -105,7 +105,7 @@ class TrainingController(QObject):
             self._store.cases("train")  # a study that was moved away must not get a new folder in its old place
             self._follow(TrainingRun.start(self._store, [*flags, *extra], parent=self))
         except (OSError, UserError) as error:
-            self._controller.fail(f"Training could not be started. {sentence(error)}")
+            self._controller.fail(sentence(error))
 
     def resume(self) -> None:
         """Go on with the newest run that did not finish."""
@@ -113,7 +113,7 @@ class TrainingController(QObject):
             try:
                 self._follow(TrainingRun.start(self._store, [], resume=name, parent=self))
             except (OSError, UserError) as error:
-                self._controller.fail(f"Training could not be resumed. {sentence(error)}")
+                self._controller.fail(sentence(error))
 
     def stop(self) -> None:
         if self.current is not None:

@@ -7,18 +7,16 @@ import json
 import os
 import pickle
 import shutil
-import sqlite3
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 from fault_classes import makers
-from fault_classes.makers import TINY
-from fault_classes.names import cases
+from fault_classes.makers import TINY, bundled
 from fault_classes.place import Place
 from fault_classes.registry import Trial, fault_class
+from fault_classes.studies import cases, first_case
 
 MODULES = ["typer.py", "torch.py", "sitecustomize.py", "usercustomize.py", "numpy.py", "json.py", "tempfile.py",
            "amvlm/__init__.py", "amvlm.py", "rich/__init__.py", "pydantic.py", "nibabel.py"]  # fmt: skip
@@ -36,9 +34,9 @@ application.exec()
 """
 
 
-def plant(folder: Path, canary: Path) -> None:
+def plant(folder: Path, canary: Path, without: str = "-") -> None:
     """Modules that leave a trace when anything imports them."""
-    for name in MODULES:
+    for name in (name for name in MODULES if not name.startswith(without)):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"open({str(canary)!r}, 'a').write({name!r} + '\\n')\nraise SystemExit('planted code ran')\n")
@@ -65,7 +63,7 @@ def planted() -> Iterator[Trial]:
     def trial(place: Place, where: str, command: list[str]) -> None:
         study, canary = place.study(), place.folder / "canary"
         folder = {"study": study, "scans": makers.scans(place.work / "scans"), "model": place.work / "model"}[where]
-        shutil.copytree(_bundled(), place.work / "model")
+        shutil.copytree(bundled(), place.work / "model")
         plant(folder, canary)
         place.allow(study / "models", study / "runs", study / "store.sqlite", place.work / "m.nii.gz")
         values = {"STUDY": study, "NEW": place.new_study(), "SCANS": place.work / "scans",
@@ -82,7 +80,7 @@ def planted() -> Iterator[Trial]:
 
     def module(place: Place) -> None:
         study, canary = place.study(), place.folder / "canary"
-        plant(study, canary)
+        plant(study, canary, without="amvlm")  # "-m amvlm" asks for that one, whoever wrote it
         place.amvlm("verify", study, cwd=study)
         _expect_nothing_ran(place, canary)
 
@@ -106,12 +104,6 @@ def planted() -> Iterator[Trial]:
         yield f"a run started as the window does, in the {where}", partial(window, where=where)
 
 
-def _bundled() -> Path:
-    from amvlm.sample.study import bundled_model_folder
-
-    return bundled_model_folder()
-
-
 @fault_class(2, "pickles")
 def pickles() -> Iterator[Trial]:
     def npy(canary: Path) -> bytes:
@@ -130,7 +122,7 @@ def pickles() -> Iterator[Trial]:
 
     def weights(place: Place, content: str) -> None:
         canary, model = place.folder / "canary", place.work / "model"
-        shutil.copytree(_bundled(), model)
+        shutil.copytree(bundled(), model)
         made = {"pickle": pickle.dumps(Trap(canary)), "torch": torch_file(canary), "npy": npy(canary)}[content]
         (model / "model.safetensors").write_bytes(made)
         for name in ("pytorch_model.bin", "model.pt", "model.pkl"):
@@ -149,7 +141,8 @@ def pickles() -> Iterator[Trial]:
         content = npy(canary) if name.endswith("npy") else torch_file(canary)
         (folder / name).write_bytes(content)
         described = {"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-                     "intermediate_size": 32, "architectures": ["ViTModel"], "auto_map": {"AutoModel": "evil.Model"}}  # fmt: skip
+                     "intermediate_size": 32, "architectures": ["ViTModel"],
+                     "auto_map": {"AutoModel": "evil.Model"}}  # fmt: skip
         (folder / "config.json").write_text(json.dumps(described))
         plant(folder, canary)
         place.allow(study / "runs")
@@ -226,7 +219,7 @@ def markup() -> Iterator[Trial]:
     def judged(place: Place, text: str) -> None:
         study = place.study()
         place.allow(study)
-        case = _first_case(study)
+        case = first_case(study)
         place.fine("judge", study, case, "liver", "absent", "--prompt", text)
         answer = place.fine("history", study, case, "liver")
         if "\x1b" not in text:
@@ -255,7 +248,7 @@ def markup() -> Iterator[Trial]:
 
     def card(place: Place, text: str) -> None:
         model = place.work / "model"
-        shutil.copytree(_bundled(), model)
+        shutil.copytree(bundled(), model)
         described = json.loads((model / "card.json").read_text())
         described["name"], described["modality"], described["licence"] = text, text, text
         described["structures"][0]["name"] = text
@@ -279,8 +272,3 @@ def markup() -> Iterator[Trial]:
 
     for text in MARKUP:
         yield f"a file {text!r}", partial(file, text=text)
-
-
-def _first_case(study: Path) -> str:
-    with closing(sqlite3.connect(study / "store.sqlite")) as connection:
-        return str(connection.execute("SELECT case_id FROM case_ ORDER BY case_id").fetchone()[0])

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
 import resource
 import shutil
-import sqlite3
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 from fault_classes import makers
-from fault_classes.code import _first_case
-from fault_classes.indexes import edit
 from fault_classes.makers import TINY
-from fault_classes.place import Answer, Place
+from fault_classes.place import Place
 from fault_classes.registry import Trial, fault_class
+from fault_classes.studies import first_case, revisions
 
 _MASK = makers.packed(makers.nifti(makers.block(1)[::-1]))
 
@@ -30,131 +26,15 @@ def mountable() -> bool:
         return False
     folder = Path(f"/tmp/faults-mount-{os.getpid()}")
     folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)], check=False, capture_output=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)], check=False, capture_output=True
+    )
     subprocess.run(["umount", str(folder)], check=False, capture_output=True)
     folder.rmdir()
     return done.returncode == 0
 
 
-@fault_class(7, "a locked index")
-def locked() -> Iterator[Trial]:
-    def trial(place: Place, begin: str, command: str) -> None:
-        study = place.study()
-        case = _first_case(study)
-        (place.work / "m.nii.gz").write_bytes(_MASK)
-        arguments = {
-            "verify": ["verify", study], "judge": ["judge", study, case, "liver", "absent"],
-            "accept": ["judge", study, case, "liver", "accept", "--mask", place.work / "m.nii.gz"],
-            "import": ["import", makers.scans(place.work / "more"), "--into", study],
-            "quality": ["quality", study], "export": ["export", study, place.work / "out"],
-            "train": ["train", study, *TINY],
-        }[command]  # fmt: skip
-        place.allow(place.work / "out", study / "runs")
-        place.leftovers_are_fair = True
-        with closing(sqlite3.connect(study / "store.sqlite", isolation_level=None)) as holder:
-            holder.execute(begin)
-            answer = place.refused(*arguments)
-        place.expect(not re.search("backup|restore it", answer.text, re.I), f"bad advice: {answer.err[-200:]}")
-        place.expect(re.search("another program|in use|busy|locked", answer.text), f"unclear: {answer.err[-200:]}")
-        if command in ("import", "accept"):
-            place.allow(study / "images", study / "labels")
-
-    for command in ("verify", "judge", "accept", "import", "quality", "export", "train"):
-        yield command, partial(trial, begin="BEGIN EXCLUSIVE", command=command)
-    yield "judge, while another writes", partial(trial, begin="BEGIN IMMEDIATE", command="judge")
-
-
-@fault_class(7, "a damaged index", short=3)
-def damaged() -> Iterator[Trial]:
-    def overwrite(path: Path, at: float, content: bytes) -> None:
-        with path.open("r+b") as stream:
-            stream.seek(int(path.stat().st_size * at))
-            stream.write(content)
-
-    def other_database(path: Path) -> None:
-        path.unlink()
-        with closing(sqlite3.connect(path)) as connection:
-            connection.execute("CREATE TABLE moz_places (id INTEGER, url TEXT)")
-
-    def wal(path: Path) -> None:
-        with closing(sqlite3.connect(path)) as connection:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA user_version=3")
-
-    def replaced(path: Path, make: Callable[[Path], object]) -> None:
-        path.unlink()
-        make(path)
-
-    def empty_meta(path: Path) -> None:
-        edit(path.parent, "DELETE FROM meta")
-
-    changes: dict[str, Callable[[Path], object]] = {
-        "a page in the middle": lambda p: overwrite(p, 0.5, b"\xa5" * 4096),
-        "not a database": lambda p: p.write_bytes(b"just text " * 999),
-        "empty": lambda p: p.write_bytes(b""),
-        "cut in half": lambda p: os.truncate(p, p.stat().st_size // 2),
-        "100 bytes": lambda p: os.truncate(p, 100),
-        "its first page": lambda p: overwrite(p, 0.005, b"\xff" * 900),
-        "its last page": lambda p: overwrite(p, 0.97, b"\x01" * 2000),
-        "a wrong page size": lambda p: overwrite(p, 0.0, b"SQLite format 3\0\x00\x07"),
-        "zeros": lambda p: p.write_bytes(bytes(p.stat().st_size)),
-        "another program's": other_database,
-        "two rows of meta": lambda p: edit(p.parent, "INSERT INTO meta VALUES (1, 'x')"),
-        "no row of meta": empty_meta,
-        "a folder": lambda p: replaced(p, Path.mkdir),
-        "a pipe": lambda p: replaced(p, os.mkfifo),
-        "a link to /dev/zero": lambda p: replaced(p, lambda q: q.symlink_to("/dev/zero")),
-        "with write-ahead log": wal,
-        "with a foreign journal": lambda p: p.with_name("store.sqlite-journal").write_bytes(b"\xd9\xd5\x05\xf9" + bytes(600)),
-        "with a journal that is a folder": lambda p: p.with_name("store.sqlite-journal").mkdir(),
-        "a dangling label": lambda p: edit(p.parent, "DELETE FROM case_ WHERE rowid = (SELECT max(rowid) FROM case_)"),
-        "a dangling structure": lambda p: edit(p.parent, "DELETE FROM structure"),
-        "random": lambda p: p.write_bytes(b"SQLite format 3\0" + os.urandom(5000)),
-    }  # fmt: skip
-
-    def trial(place: Place, change: Callable[[Path], object]) -> None:
-        study = place.study()
-        change(study / "store.sqlite")
-        place.study_is_damaged = True
-        place.allow(study, place.work / "out", place.work / "q.json")
-        for arguments in (["verify", study], ["judge", study, "case-00001", "liver", "absent"],
-                          ["export", study, place.work / "out"], ["history", study, "case-00001", "liver"],
-                          ["import", makers.scans(place.work / "more"), "--into", study]):  # fmt: skip
-            place.run(*arguments, seconds=25)
-
-    for name, change in changes.items():
-        yield name, partial(trial, change=change)
-
-
-@fault_class(7, "cases, structures and revisions that are not there")
-def unknown() -> Iterator[Trial]:
-    def trial(place: Place, case: str, structure: str, verdict: str) -> None:
-        study = place.study()
-        (place.work / "m.nii.gz").write_bytes(_MASK)
-        mask = ["--mask", place.work / "m.nii.gz"] if verdict == "accept" else []
-        known = _first_case(study)
-        arguments = ["history", study] if verdict == "history" else ["judge", study]
-        names = [known if case == "KNOWN" else case, structure]
-        end = [] if verdict == "history" else [verdict]
-        answer = place.refused(*arguments, *names, *end, *mask)
-        word, other = ("structure", "no case") if case == "KNOWN" else ("case", "no structure")
-        place.expect(word in answer.err and other not in answer.err, f"says the wrong thing: {answer.err[-200:]}")
-
-    for verdict in ("skip", "absent", "accept", "reject", "undo", "history"):
-        yield f"{verdict} in an unknown case", partial(trial, case="case-99999", structure="liver", verdict=verdict)
-        yield f"{verdict} of an unknown structure", partial(trial, case="KNOWN", structure="tibia", verdict=verdict)
-    for case in ("", "../x", "x" * 5000, "CASE-00001", "case-1", "\udcff"):
-        yield f"skip in case {case[:20]!r}", partial(trial, case=case, structure="liver", verdict="skip")
-    yield "skip of structure ''", partial(trial, case="KNOWN", structure="", verdict="skip")
-
-    def restore(place: Place, number: str) -> None:
-        place.refused("restore", place.study(), "--", number)
-
-    for number in (str(2**63), str(2**63 - 1), str(-(2**63) - 1), str(2**64), "-1", "0", "9" * 4000, "1.5", "x", "1e3", "٣"):
-        yield f"restore {number[:22]}", partial(restore, number=number)
-
-
-def _fill(folder: Path, left: int) -> None:
+def fill_disk(folder: Path, left: int) -> None:
     """Leave so many bytes on a small disk."""
     usage = shutil.disk_usage(folder)
     (folder / "filler").write_bytes(bytes(max(0, usage.free - left)))
@@ -167,10 +47,12 @@ def full() -> Iterator[Trial]:
 
     def in_study(place: Place, left: int, command: str) -> None:
         disk = place.small_disk(place.work / "study", 40_000)
-        shutil.copytree(place.template("trained" if command in ("resume", "quality") else "plain"), disk, dirs_exist_ok=True)
-        _fill(disk, left)
+        shutil.copytree(
+            place.template("trained" if command in ("resume", "quality") else "plain"), disk, dirs_exist_ok=True
+        )
+        fill_disk(disk, left)
         (place.work / "m.nii.gz").write_bytes(_MASK)
-        case = _first_case(disk)
+        case = first_case(disk)
         arguments = {
             "judge": ["judge", disk, case, "spleen", "absent"],
             "accept": ["judge", disk, case, "liver", "accept", "--mask", place.work / "m.nii.gz"],
@@ -179,24 +61,29 @@ def full() -> Iterator[Trial]:
             "resume": ["train", disk, "--run-name", "first", "--resume"],
             "quality": ["quality", disk],
         }[command]  # fmt: skip
-        before = _labels(disk)
+        before = revisions(disk)
         place.allow(disk)
         place.leftovers_are_fair = True
         answer = place.run(*arguments)
         place.expect(answer.code == 2 or left > 10**6, f"exit code {answer.code}: {answer.text[-200:]}")
         (disk / "filler").unlink()
-        place.expect(_labels(disk)[: len(before)] == before, "labels are lost", "changed")
+        place.expect(revisions(disk)[: len(before)] == before, "labels are lost", "changed")
 
     for command in ("judge", "accept", "import", "train", "quality", "resume"):
         for left in (0, 20_000, 400_000):
-            if (command, left) not in (("judge", 400_000), ("accept", 400_000), ("quality", 400_000), ("import", 400_000)):
+            if (command, left) not in (
+                ("judge", 400_000),
+                ("accept", 400_000),
+                ("quality", 400_000),
+                ("import", 400_000),
+            ):
                 yield f"{command} with {left // 1000} kB left", partial(in_study, left=left, command=command)
 
     def output(place: Place, kilobytes: int, command: str) -> None:
         study, disk = place.study("trained"), place.small_disk(place.work / "disk", kilobytes)
         place.allow(disk, study / "store.sqlite")
         scan = makers.scans(place.work / "scans") / "good_0.nii.gz"
-        _fill(disk, 0 if command != "export" else 900)
+        fill_disk(disk, 0 if command != "export" else 900)
         arguments = {
             "new study": ["import", place.work / "scans", "--into", disk / "new"],
             "export": ["export", study, disk / "out"],
@@ -211,24 +98,16 @@ def full() -> Iterator[Trial]:
         place.refused(*arguments)
         place.expect(not list(disk.glob("m.*")), "half a file stays")
 
-    for command in ("new study", "export", "export as NRRD", "segment", "segment to NRRD", "segment to MHA", "edit", "quality",
+    for command in ("new study", "export", "export as NRRD", "segment", "segment to NRRD", "segment to MHA", "edit",
+        "quality",
                     "evaluate"):  # fmt: skip
         yield f"{command} on it", partial(output, kilobytes=64, command=command)
-
-    def device(place: Place, command: str) -> None:
-        study = place.study("trained")
-        place.allow(study / "store.sqlite")
-        place.refused(command, study, "--json", "/dev/full", *(
-            ["--split", "val"] if command == "evaluate" else []))  # fmt: skip
-
-    for command in ("quality", "evaluate"):
-        yield f"{command} --json /dev/full", partial(device, command=command)
 
     def temporary(place: Place) -> None:
         """The system's folder for temporary files is full."""
         disk = place.small_disk(place.work / "disk", 64)
         place.allow(disk)
-        _fill(disk, 0)
+        fill_disk(disk, 0)
         folder = makers.msd(place.work / "scans")
         place.run("evaluate", folder, environment={"TMPDIR": str(disk)})  # Python goes on to another one
 
@@ -237,16 +116,57 @@ def full() -> Iterator[Trial]:
     def home(place: Place) -> None:
         disk = place.small_disk(place.work / "disk", 64)
         place.allow(disk)
-        _fill(disk, 0)
+        fill_disk(disk, 0)
         place.run("import", makers.scans(place.work / "scans"), "--into", place.new_study(),
                   environment={"XDG_DATA_HOME": str(disk)})  # fmt: skip
 
     yield "the user's data folder", home
 
 
-def _labels(study: Path) -> list[tuple[object, ...]]:
-    with closing(sqlite3.connect(study / "store.sqlite")) as connection:
-        return connection.execute("SELECT * FROM revision ORDER BY revision_id").fetchall()
+@fault_class(7, "outputs that are no files")
+def odd_outputs() -> Iterator[Trial]:
+    def trial(place: Place, kind: str, command: str) -> None:
+        study, target = (
+            place.study("trained"),
+            place.work / ("m.nii.gz" if command in ("segment", "edit") else "x.json"),
+        )
+        scan = makers.scans(place.work / "scans") / "good_0.nii.gz"
+        if kind == "device":
+            os.mknod(target, stat.S_IFCHR | 0o666, os.makedev(1, 7))  # what /dev/full is, but not that of this machine
+        elif kind == "pipe":
+            os.mkfifo(target)
+        elif kind == "folder":
+            target.mkdir()
+        else:
+            target.symlink_to(place.outside / "keep" / "diary.txt" if kind == "link" else place.outside / "keep")
+        place.allow(study / "store.sqlite")
+        arguments = {
+            "segment": ["segment", scan, "--prompt", "liver", "-o", target], "edit": ["edit", scan, "-o", target],
+            "quality": ["quality", study, "--json", target],
+            "evaluate": ["evaluate", study, "--split", "val", "--json", target],
+        }[command]  # fmt: skip
+        before = target.lstat().st_mode
+        if kind.startswith("link"):
+            place.allow(target)
+            place.run(*arguments)  # the link may be replaced, what it leads to may not
+        else:
+            place.refused(*arguments, seconds=20)
+            place.expect(target.lstat().st_mode == before, f"the {kind} was replaced", "changed")
+
+    for kind in ("device", "pipe", "folder", "link", "link to a folder"):
+        if kind != "device" or os.getuid() == 0:
+            for command in ("quality", "segment", "evaluate", "edit"):
+                yield f"{command} to a {kind}", partial(trial, kind=kind, command=command)
+
+    def into(place: Place, kind: str) -> None:
+        """A new study or an export where something else is."""
+        target, study = place.work / "target", place.study()
+        os.mkfifo(target) if kind == "pipe" else target.write_text("years of work")
+        place.refused("import", makers.scans(place.work / "scans"), "--into", target, seconds=20)
+        place.refused("export", study, target, seconds=20)
+
+    yield "a study and an export to a file", partial(into, kind="file")
+    yield "a study and an export to a pipe", partial(into, kind="pipe")
 
 
 @fault_class(7, "files larger than the system allows")
@@ -255,7 +175,7 @@ def file_limits() -> Iterator[Trial]:
         study = place.study()
         (place.work / "m.nii.gz").write_bytes(_MASK)
         place.allow(place.work / "out", study)
-        case, before = _first_case(study), _labels(study)
+        case, before = first_case(study), revisions(study)
         arguments = {
             "accept": ["judge", study, case, "liver", "accept", "--mask", place.work / "m.nii.gz"],
             "import": ["import", makers.scans(place.work / "more"), "--into", study],
@@ -264,7 +184,7 @@ def file_limits() -> Iterator[Trial]:
         }[command]  # fmt: skip
         place.leftovers_are_fair = True
         place.refused(*arguments, prepare=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
-        place.expect(_labels(study)[: len(before)] == before, "labels are lost", "changed")
+        place.expect(revisions(study)[: len(before)] == before, "labels are lost", "changed")
 
     for command, limit in (("accept", 200), ("import", 900), ("export", 150), ("train", 30_000), ("train", 900_000),
                            ("import", 200)):  # fmt: skip
@@ -280,26 +200,30 @@ def permissions() -> Iterator[Trial]:
         (place.work / "target").mkdir()
         place.open_to_all()
         place.study_is_damaged = True  # it is another user's now
-        for path in ([study / closed] if closed != "target" else [place.work / "target"]):
+        for path in [study / closed] if closed != "target" else [place.work / "target"]:
             path.chmod(mode)
-        case = _first_case(study)
+        case = first_case(study)
         arguments = {
             "accept": ["judge", study, case, "liver", "accept", "--mask", place.work / "m.nii.gz"],
             "import": ["import", scans, "--into", study], "verify": ["verify", study],
             "new study": ["import", scans, "--into", place.work / "target" / "new"],
             "export": ["export", study, place.work / "target" / "out"],
-            "segment": ["segment", scans / "good_0.nii.gz", "--prompt", "liver", "-o", place.work / "target" / "m.nii.gz"],
+            "segment": ["segment", scans / "good_0.nii.gz", "--prompt", "liver", "-o",
+            place.work / "target" / "m.nii.gz"],
             "train": ["train", study, *TINY], "quality": ["quality", study, "--model", "own"],
             "resume": ["train", study, "--run-name", "first", "--resume"],
-            "evaluate": ["evaluate", study, "--split", "val", "--model", "own", "--json", place.work / "target" / "e.json"],
+            "evaluate": ["evaluate", study, "--split", "val", "--model", "own", "--json",
+            place.work / "target" / "e.json"],
         }[command]  # fmt: skip
         place.allow(study)
         (place.run if command in ("verify", "quality") else place.refused)(*arguments, prepare=place.as_nobody)
         (study / closed if closed != "target" else place.work / "target").chmod(0o777)
 
     for closed, mode, command in (
-        ("target", 0o555, "new study"), ("target", 0o555, "export"), ("target", 0o555, "segment"), ("target", 0o555, "evaluate"),
-        ("target", 0o000, "new study"), (".", 0o555, "accept"), ("store.sqlite", 0o444, "accept"), ("store.sqlite", 0, "verify"),
+        ("target", 0o555, "new study"), ("target", 0o555, "export"), ("target", 0o555, "segment"),
+        ("target", 0o555, "evaluate"),
+        ("target", 0o000, "new study"), (".", 0o555, "accept"), ("store.sqlite", 0o444, "accept"),
+        ("store.sqlite", 0, "verify"),
         ("labels", 0o555, "accept"), ("images", 0o555, "import"), ("images", 0, "quality"), ("labels", 0, "verify"),
         ("models", 0o555, "train"), ("runs", 0o555, "train"), ("models", 0, "quality"), ("runs", 0, "resume"),
         ("models/own/card.json", 0, "quality"), ("runs/first/config.json", 0, "resume"),
@@ -321,7 +245,9 @@ def modes() -> Iterator[Trial]:
                 break
         names = place.home / "data" / "napari-amvlm"
         for path in names.rglob("*"):
-            place.expect(not stat.S_IMODE(path.stat().st_mode) & 0o077, "the list of names can be read by all", "outside")
+            place.expect(
+                not stat.S_IMODE(path.stat().st_mode) & 0o077, "the list of names can be read by all", "outside"
+            )
 
     for umask in (0o022, 0o000, 0o002):
         yield f"umask {umask:03o}", partial(trial, umask=umask)
@@ -368,4 +294,3 @@ def leftovers() -> Iterator[Trial]:
 
     yield "a link to a folder elsewhere", partial(kept, make="folder")
     yield "a link to a file elsewhere", partial(kept, make="file")
-

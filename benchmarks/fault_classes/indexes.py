@@ -44,7 +44,7 @@ def rename_case(study: Path, new: object) -> None:
 def _use(place: Place, study: Path) -> None:
     """What a person does with a study from somebody else."""
     place.study_is_damaged = True
-    place.allow(place.work / "out", place.work / "quality.json")
+    place.allow(place.work / "out", place.work / "quality.json", study / "store.sqlite")  # quality is kept there
     place.run("verify", study)
     place.run("export", study, place.work / "out")
     place.run("quality", study, "--json", place.work / "quality.json")

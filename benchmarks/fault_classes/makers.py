@@ -145,7 +145,7 @@ def png(width: int, height: int, rows: bytes | None = None, depth: int = 8, colo
     """A PNG of the size its header says, with the (compressed) rows given, all zero otherwise."""
     rows = zlib.compress(bytes((1 + width) * height), 9) if rows is None else rows
     head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return (b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", head) + png_chunk(b"IDAT", rows) + png_chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", head) + png_chunk(b"IDAT", rows) + png_chunk(b"IEND", b"")
 
 
 def picture(seed: int = 0, kind: str = "PNG", size: tuple[int, int] = (24, 18), **more: Any) -> bytes:
@@ -227,3 +227,10 @@ def scans(folder: Path, count: int = 2) -> Path:
     for number in range(count):
         (folder / f"good_{number}.nii.gz").write_bytes(packed(nifti(voxels(50 + number))))
     return folder
+
+
+def bundled() -> Path:
+    """The folder of the bundled model."""
+    from amvlm.sample.study import bundled_model_folder
+
+    return bundled_model_folder()

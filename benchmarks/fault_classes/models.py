@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fault_classes import makers
-from fault_classes.code import _bundled
-from fault_classes.makers import TINY
+from fault_classes.makers import TINY, bundled
 from fault_classes.place import Place
 from fault_classes.registry import Trial, fault_class
 
@@ -21,12 +20,14 @@ from fault_classes.registry import Trial, fault_class
 def _segment(place: Place, change: Callable[[Path], object], refused: bool = True) -> None:
     """Use the bundled model, changed."""
     model = place.work / "model"
-    shutil.copytree(_bundled(), model)
+    shutil.copytree(bundled(), model)
     change(model)
     place.allow(place.work / "m.nii.gz")
     scan = makers.scans(place.work / "scans") / "good_0.nii.gz"
     use = place.refused if refused else place.run
-    use("segment", scan, "--prompt", "anterior hippocampus", "-o", place.work / "m.nii.gz", "--model", model, seconds=30)
+    use(
+        "segment", scan, "--prompt", "anterior hippocampus", "-o", place.work / "m.nii.gz", "--model", model, seconds=30
+    )
     if refused:
         place.expect(not (place.work / "m.nii.gz").exists(), "a mask was written all the same")
 
@@ -98,7 +99,8 @@ def weights() -> Iterator[Trial]:
     for value in (float("nan"), float("inf"), -float("inf")):
         for part in ("generator", "vlm", "student"):
             yield f"{value} in the {part}'s weights", partial(
-                _segment, change=_tensors(lambda t, p=part, v=value: t[_first(t, p)].view(-1)[:1].fill_(v)))  # fmt: skip
+                _segment, change=_tensors(lambda t, p=part, v=value: t[_first(t,
+                p)].view(-1)[:1].fill_(v)))  # fmt: skip
     yield "a tensor missing", partial(_segment, change=_tensors(lambda t: t.pop(_first(t))))
     yield "another shape", partial(_segment, change=_tensors(lambda t: t.update({_first(t): torch.zeros(3, 5)})))
     yield "complex weights", partial(_segment, change=_tensors(
@@ -147,7 +149,8 @@ def tokenizers() -> Iterator[Trial]:
     yield "a vocabulary of another size", partial(_segment, change=_vocabulary(10**5), refused=True)
     yield "a vocabulary without [PAD]", partial(_segment, change=_vocabulary(0), refused=False)
     yield "a pattern that takes for ever", partial(_segment, refused=False, change=_config(
-        ["normalizer"], {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""}, "tokenizer.json"))  # fmt: skip
+        ["normalizer"], {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""},
+        "tokenizer.json"))  # fmt: skip
     yield "truncation to nothing", partial(_segment, refused=False, change=_config(
         ["truncation"], {"direction": "Right", "max_length": 0, "strategy": "LongestFirst", "stride": 0},
         "tokenizer.json"))  # fmt: skip

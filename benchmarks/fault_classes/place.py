@@ -1,4 +1,4 @@
-"""Where one trial happens: a folder with canaries round it, the commands run in it, and what is checked of every trial."""
+"""Where one trial happens: a folder with canaries round it, the commands run in it, and the checks of every trial."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ from fault_classes.forks import Answer
 SECRET = b"TOP-SECRET-9f3a71c2 of another folder. "
 PERSON = "Mueller^Hans"
 """Part of the path of every trial: no command may print, keep or write it."""
-_LEAKS = re.compile(r"Traceback \(most recent|Errno|<class '|NoneType|object at 0x|site-packages|File \"")
-_NAMES_FILE = re.compile(r"data/napari-amvlm/(secret|names-[0-9a-f]{32}\.jsonl?)")
+_LEAKS = re.compile(
+    r"Traceback \(most recent|Errno|<class '|NoneType|object at 0x|site-packages|File \"|an unexpected \w+"
+)
+_NAMES_FILE = re.compile(r"data/napari-amvlm/(start|secret|names-[0-9a-f]{32}\.jsonl?)")
 
 
 def tree(folder: Path, without: tuple[Path, ...] = ()) -> dict[str, str]:
@@ -188,7 +190,9 @@ class Place:
         """The command must end with exit code 2 and a sentence."""
         answer = self.run(*arguments, **more)
         if answer.code in (0, 1) and not self.faults:
-            self.fault("answer", f"{arguments[0]} was not refused (exit code {answer.code}): {answer.text.strip()[-160:]}")
+            self.fault(
+                "answer", f"{arguments[0]} was not refused (exit code {answer.code}): {answer.text.strip()[-160:]}"
+            )
         return answer
 
     def fine(self, *arguments: object, **more: Any) -> Answer:

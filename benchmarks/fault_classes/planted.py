@@ -147,7 +147,8 @@ def _nifti(folder: Path) -> None:
     note = word("extension").encode().ljust(56, b"\0")
     content[348:352] = b"\1\0\0\0"
     struct.pack_into("<f", content, 108, 352 + 64)
-    (folder / "x.nii.gz").write_bytes(packed(bytes(content[:352]) + struct.pack("<ii", 64, 6) + note + bytes(content[352:])
+    (folder / "x.nii.gz").write_bytes(packed(bytes(content[:352]) + struct.pack("<ii", 64,
+        6) + note + bytes(content[352:])
                                              + word("behind").encode()))  # fmt: skip
 
 
@@ -170,7 +171,8 @@ def _nrrd(folder: Path) -> None:
 
 def _mha(folder: Path) -> None:
     (folder / "x.mha").write_bytes(makers.mha(bytes(range(256)), Comment=word("comment"), Name=word("name"),
-                                              PatientID=word("id"), AcquisitionDate=word("date"), Modality="MET_MOD_CT"))  # fmt: skip
+                                              PatientID=word("id"), AcquisitionDate=word("date"),
+                                              Modality="MET_MOD_CT"))  # fmt: skip
 
 
 def _dicom(folder: Path) -> None:

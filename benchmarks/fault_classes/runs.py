@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from fault_classes import makers
+from fault_classes.disk import fill_disk, mountable
 from fault_classes.makers import TINY
 from fault_classes.place import Place
 from fault_classes.registry import Trial, fault_class
@@ -67,7 +68,8 @@ def checkpoints() -> Iterator[Trial]:
         "zeros": lambda p: p.write_bytes(bytes(p.stat().st_size)),
     }.items():  # fmt: skip
         yield f"tensors {name}", partial(trial, name="tensors.safetensors", change=change)
-    for content in ("", "{", "[]", "5", "null", '{"step": "x", "notes": {}}', '{"step": 1}', '{"step": -5, "notes": {}}',
+    for content in ("", "{", "[]", "5", "null", '{"step": "x", "notes": {}}', '{"step": 1}',
+        '{"step": -5, "notes": {}}',
                     '{"step": 1e400, "notes": []}', "[" * 10**5, '{"step": 10000000000, "notes": {}}'):  # fmt: skip
         yield f"state.json {content[:24]!r}", partial(
             trial, name="state.json", change=lambda p, c=content: p.write_text(c))  # fmt: skip
@@ -86,7 +88,9 @@ def checkpoints() -> Iterator[Trial]:
 LONG = [*TINY[2:], "--steps", "100000", "--validate-every", "100000", "--checkpoint-every", "50"]
 
 
-def _when_training(study: Path, act: Callable[[], object], delay: float = 0.3, what: str = '"stage":"training"') -> None:
+def _when_training(
+    study: Path, act: Callable[[], object], delay: float = 0.3, what: str = '"stage":"training"'
+) -> None:
     """Wait for a run to train (60 s at most), then act."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
@@ -209,14 +213,14 @@ def vanishing() -> Iterator[Trial]:
                  for flag in pair]  # fmt: skip
         place.run("train", study, "--name", "own", *flags, during=during)
 
-    for act in ("the run's folder is deleted", "the study is moved", "the study is deleted", "the events become a folder",
+    for act in ("the run's folder is deleted", "the study is moved", "the study is deleted",
+        "the events become a folder",
                 "models becomes a file", "the index is deleted", "labels are deleted"):  # fmt: skip
         yield act, partial(trial, act=act)
 
 
 @fault_class(7, "saving over a model, and the disk is full", short=0)
 def saving_over() -> Iterator[Trial]:
-    from fault_classes.disk import _fill, mountable
 
     if not mountable():
         return
@@ -226,12 +230,16 @@ def saving_over() -> Iterator[Trial]:
         shutil.copytree(place.template("trained"), disk, dirs_exist_ok=True)
         before = (disk / "models" / "own" / "card.json").read_bytes()
         shutil.rmtree(disk / "cache", ignore_errors=True)
-        _fill(disk, left)
+        fill_disk(disk, left)
         place.allow(disk)
         place.leftovers_are_fair = True
-        answer = place.run("train", disk, "--name", "own", "--run-name", "again", *TINY[:-4], "--checkpoint-every", "1000")
+        answer = place.run(
+            "train", disk, "--name", "own", "--run-name", "again", *TINY[:-4], "--checkpoint-every", "1000"
+        )
         model = disk / "models" / "own"
-        whole = all((model / name).is_file() for name in ("card.json", "config.json", "model.safetensors", "tokenizer.json"))
+        whole = all(
+            (model / name).is_file() for name in ("card.json", "config.json", "model.safetensors", "tokenizer.json")
+        )
         place.expect(whole, f"the old model is gone: {sorted(p.name for p in (disk / 'models').iterdir())}", "changed")
         place.expect(answer.code == 0 or not whole or (model / "card.json").read_bytes() == before,
                      "the old model changed", "changed")  # fmt: skip

@@ -204,10 +204,10 @@ def hostile_study(folder: Path) -> Path:
     run = store.folder / "runs" / "20200101-000000-<b>x"
     run.mkdir(parents=True)
     events = EventLog(run / "events.jsonl")
-    events.write(Started(job="train", labelled=1, unlabelled=0, structures=[EVIL], steps=2**70, device=EVIL,
+    events.write(Started(job="train", labelled=1, unlabelled=0, structures=[EVIL], steps=10**9, device=EVIL,
                          precision=EVIL))  # fmt: skip
     losses = {f"L_{n}{EVIL}": 1.0 for n in range(100)}
-    events.write(Progress(stage=EVIL, step=2**80, steps=2**90, losses=losses, seconds_left=1e300))
+    events.write(Progress(stage=EVIL, step=10**9, steps=10**9, losses=losses, seconds_left=1e300))
     events.write(Progress(stage="training", step=1, steps=2, losses=losses))
     events.write(Note(level="warning", text=EVIL * 1000))
     events.write(Validation(step=1, student={EVIL: 0.5}, text_mask={EVIL: 0.5}, merged={EVIL: 0.5}))
@@ -442,6 +442,14 @@ def test_an_import_lists_what_was_left_out(window: Any, scans: Path, tmp_path: P
     assert all(f"broken{number}.nii.gz" in listed for number in range(12))
     assert str(scans) not in listed
     window.controller.studies.listed.close()
+    for path in scans.glob("scan*"):
+        path.unlink()
+    window.controller.studies.import_scans(scans, tmp_path / "none")  # nothing can be imported: all the more reason
+    window.idle()
+    listed = window.controller.studies.listed.findChild(QPlainTextEdit).toPlainText()
+    assert all(f"broken{number}.nii.gz" in listed for number in range(12))
+    assert "broken" in window.notice
+    window.controller.studies.listed.close()
 
 
 @pytest.mark.parametrize("where", ["a file", "full", "denied"])
@@ -606,7 +614,7 @@ def test_a_run_that_cannot_start_is_a_sentence(window: Any, study: Path, monkeyp
 
     monkeypatch.setattr("subprocess.Popen", refuse)
     window.train.start.click()
-    assert "Training could not be started" in window.notice
+    assert "training could not be started" in window.notice
     assert str(study) not in window.notice
     assert window.controller.training.current is None
     monkeypatch.setattr(TrainingRun, "resumable", staticmethod(lambda _: "20200101-000000"))

@@ -52,7 +52,7 @@ def planted(folder: Path) -> None:
     picture.save(folder / "plain.png")
     content = (folder / "plain.png").read_bytes()
     end = content.index(b"IEND") - 4
-    after = chunk(b"tEXt", b"Patient\0" + WORD) + chunk(b"prVt", WORD) + chunk(b"eXIf", WORD)
+    after = chunk(b"tEXt", b"Patient\0" + WORD) + chunk(b"prVt", WORD) + chunk(b"eXIf", exif.tobytes()[6:])
     (folder / "after.png").write_bytes(content[:end] + after + content[end:])
     (folder / "behind.png").write_bytes(content + WORD)
     picture.save(folder / "x.tif", description=WORD.decode(), artist=WORD.decode(), tiffinfo={65000: WORD})

@@ -191,7 +191,7 @@ def test_forty_kills_lose_no_model(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _KILLED_SAVES, str(tmp_path / "models" / "m")],
         capture_output=True, text=True, check=True,
-    )
+    )  # fmt: skip
     assert int(done.stdout) > 0
 
 

@@ -292,8 +292,8 @@ def _imported_for_testing(source: Path, into: Path, model: AmvlmModel) -> LabelS
             source, into, masks="reference", structure=known[0] if len(known) == 1 else "", split="test",
             progress=lambda done, total: update(f"Importing {done} of {total} …"),
         )  # fmt: skip
-    for sentence in report.refused:
-        console.say(sentence, "refused")
+    for line in report.lines():
+        console.say(line)
     console.say(report.sentence())
     store = LabelStore(into)
     forget_names(store.store_id)

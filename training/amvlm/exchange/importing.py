@@ -192,13 +192,21 @@ def _remember(arrivals: Arrivals, brought: Sequence[tuple[Case, NewCase, Item]],
         report.notes.append(str(error))
 
 
-def _nothing(report: ImportReport) -> UserError:
+class NothingImported(UserError):  # noqa: N818 - what happened, in the past tense
+    """No file of a folder could be imported; ``lines`` says of each why, as the report of an import does."""
+
+    lines: Sequence[str] = ()
+
+
+def _nothing(report: ImportReport) -> NothingImported:
     """Why nothing came in: the first refusals in full, the rest as counts."""
     more = len(report.refused) - 5
     counted = [f"{more} more files were refused"] * (more > 0)
     counted += [f"{len(report.left_out)} files were left out"] * bool(report.left_out)
     first = " ".join(report.refused[:5]) or "nothing was imported"
-    return UserError(first, remedy=f"{'; '.join(counted)}." if counted else "")
+    error = NothingImported(first, remedy=f"{'; '.join(counted)}." if counted else "")
+    error.lines = report.lines()
+    return error
 
 
 def _without_masks(layout: Layout) -> Layout:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from amvlm.exchange.spreadsheets import TABLE_SUFFIXES
 from amvlm.exchange.tables import Captions, split_by_structure
 from amvlm.imaging import Volume, read_volume
 from amvlm.imaging.dicom import read_series
-from amvlm.imaging.dicom_headers import DicomSeries, find_series, is_dicom, series_of_file
+from amvlm.imaging.dicom_headers import DicomSeries, is_dicom, scan_folder, series_of_file
 from amvlm.imaging.readers import is_image_name
 from amvlm.paths import check_encodable, check_regular
 
@@ -114,6 +115,8 @@ def read_layout(source: Path, structure: str, labels: str = "") -> Layout:
         If nothing is there, or names are ambiguous.
     """
     accounts = Accounts(source)
+    if not os.path.lexists(source):
+        raise UserError("there is no such folder", file=source, remedy="Check the name.")
     if not check_encodable(check_regular(source)).is_dir():
         return _one_file(source, accounts)
     files = list_files(source, accounts)
@@ -143,35 +146,37 @@ def _dicom_items(source: Path, files: Sequence[Path], accounts: Accounts) -> lis
     """Every series in a folder and its subfolders; a folder of which a part cannot be read is refused."""
     folders: dict[Path, list[Path]] = {}
     for path in files:
-        if not is_image_name(path.name) and path.suffix.lower() not in TABLE_SUFFIXES and is_dicom(path):
+        if not is_image_name(path.name) and path.suffix.lower() not in TABLE_SUFFIXES:
             folders.setdefault(path.parent, []).append(path)
     found = []
-    for folder, members in folders.items():
+    for folder, among in folders.items():
+        members = [path for path in among if is_dicom(path)]
         try:
-            found += [_series_item(source, folder, s) for s in _series_in(folder, members, accounts)]
+            if members:
+                found += [_series_item(source, folder, s) for s in _series_in(folder, members, among, accounts)]
         except UserError as error:
             accounts.settle("refused", members, f"{accounts.place(folder)}: its DICOM series are refused; {error}")
     return found
 
 
-def _series_in(folder: Path, members: Sequence[Path], accounts: Accounts) -> list[DicomSeries]:
+def _series_in(folder: Path, members: Sequence[Path], among: Sequence[Path], accounts: Accounts) -> list[DicomSeries]:
+    """The series of a folder's files, none of which leads out of the source; what is no slice is left out by name."""
     suffixes = {path.suffix.lower() for path in members}
     lost = [path for path in accounts.refused_in(folder) if path.suffix.lower() in suffixes]
     if lost:
         raise UserError("this file may be one of its slices, and cannot be used", file=lost[0],
                         remedy="Copy the folder again, so that no slice is lost.")  # fmt: skip
     kept = []
-    without_image = set(members)
-    for series in find_series(folder):
+    scanned = scan_folder(folder, among)
+    for left in scanned.left_out:
+        accounts.leave_out(left.path, left.reason)
+    for series in scanned.series:
         paths = list(dict.fromkeys(frame.path for frame in series.frames))
-        without_image -= set(paths)
         if series.modality in ("SEG", "RTDOSE"):
             where = accounts.place(paths[0])
             accounts.settle("refused", paths, f"{where}: this DICOM object is no scan ({series.modality}).")
         else:
             kept.append(series)
-    for path in sorted(without_image):
-        accounts.leave_out(path, "a DICOM file without an image")
     return kept
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +64,7 @@ def find_series(source: Path) -> list[DicomSeries]:
     return scan_folder(source).series
 
 
-def scan_folder(source: Path) -> FolderScan:
+def scan_folder(source: Path, among: Collection[Path] | None = None) -> FolderScan:
     """List the image series of a folder (not of its subfolders), in order of their numbers, and what is left out.
 
     A file counts as a damaged slice when its name says so (a DICOM suffix, or the pattern of names that the images of
@@ -79,7 +79,7 @@ def scan_folder(source: Path) -> FolderScan:
     with in_a_sentence(source, "the folder cannot be read"):
         left_out: list[LeftOut] = []
         candidates = []
-        for path in sorted(source.iterdir()):
+        for path in sorted(source.iterdir() if among is None else among):
             reason = _never_a_slice(path)
             if reason:
                 left_out.append(LeftOut(path, reason))

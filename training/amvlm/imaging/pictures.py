@@ -16,12 +16,12 @@ from amvlm.imaging.volume import Volume
 from amvlm.imaging.voxels import finite
 
 PICTURE_SUFFIXES = (".png", ".tif", ".tiff", ".webp", ".jpg", ".jpeg", ".bmp")
-MAX_MEGAPIXELS = {"PNG": 80, "BMP": 80, "TIFF": 40, "JPEG": 30, "MPO": 30, "WEBP": 15}
+MAX_MEGAPIXELS = {"PNG": 60, "BMP": 60, "TIFF": 40, "JPEG": 30, "MPO": 30, "WEBP": 15}
 """Pillow holds a whole picture, and its decoders up to five times as much: so many million pixels keep reading within
 1.3 times the pixels plus 300 MB."""
 _FORMATS = ("PNG", "TIFF", "WEBP", "JPEG", "BMP")
 _GREY = ("1", "L", "I;16", "I;16B", "I;16L", "I;16N", "I", "F")
-_STRIP = 2**22
+_STRIP = 2**20
 _UPRIGHT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
     2: lambda shown: shown[:, ::-1],
     3: lambda shown: shown[::-1, ::-1],

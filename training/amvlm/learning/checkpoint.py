@@ -20,7 +20,7 @@ from amvlm.outside import read_small
 from amvlm.store.folders import CHECKPOINT_FILES, is_folder, make_private, remove_files
 
 KEEP = 2
-_LONGEST_STATE, _LONGEST_TENSORS = 16 << 20, 64 << 30
+_LONGEST_STATE, _HEADER = 16 << 20, 16 << 20
 
 
 class _State(BaseModel):
@@ -99,9 +99,11 @@ def load_checkpoint(
     found = checkpoints(run_folder)
     if not found:
         raise UserError("this run has no checkpoint yet", file=run_folder, remedy="Start a new run.")
+    weights = sum(tensor.nbytes for network in networks.values() for tensor in network.state_dict().values())
+    longest = 3 * weights + _HEADER  # the optimiser keeps two numbers per weight
     for place, folder in enumerate(reversed(found)):
         try:
-            state, tensors = _read(folder)
+            state, tensors = _read(folder, longest)
         except (OSError, ValueError, safetensors.SafetensorError):
             continue
         try:
@@ -138,12 +140,12 @@ def _hash(step: int, notes: dict[str, Any], tensors: bytes) -> str:
     return digest.hexdigest()
 
 
-def _read(folder: Path) -> tuple[_State, dict[str, Tensor]]:
+def _read(folder: Path, longest: int) -> tuple[_State, dict[str, Tensor]]:
     try:
         state = _State.model_validate(json.loads(read_small(folder / "state.json", _LONGEST_STATE)))
     except (ValidationError, RecursionError) as error:
         raise ValueError("no state of ours") from error
-    content = read_small(folder / "tensors.safetensors", _LONGEST_TENSORS)
+    content = read_small(folder / "tensors.safetensors", longest)
     if _hash(state.step, state.notes, content) != state.sha256:
         raise ValueError("the hash does not hold")
     return state, load(content)

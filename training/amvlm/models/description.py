@@ -189,9 +189,12 @@ def header_of(weights: Path) -> Header:
     ValueError, OSError, SafetensorError
         If the header is longer than the file, too long, or holds other dtypes than networks of ours.
     """
+    size = weights.stat().st_size
+    if size > 4 * MOST_PARAMETERS + LONGEST_HEADER:
+        raise ValueError("the file is too large")
     with weights.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-    if not 0 < length <= min(LONGEST_HEADER, weights.stat().st_size - 8):
+    if not 0 < length <= min(LONGEST_HEADER, size - 8):
         raise ValueError("the header is longer than the file")
     found: Header = {}
     with safe_open(weights, "pt") as tensors:
