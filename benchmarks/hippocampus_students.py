@@ -31,7 +31,7 @@ from experts import accept_expert_masks
 from amvlm.config import EncoderSettings, GeneratorSettings, StudentSettings, TrainSettings
 from amvlm.exchange import import_study
 from amvlm.inference import evaluate
-from amvlm.learning import planned, train
+from amvlm.learning import planned_opening, train
 from amvlm.models import AmvlmModel, ModelCard, VisionLanguageModel, build_generator
 from amvlm.planning import Machine
 from amvlm.store import LabelStore
@@ -87,8 +87,8 @@ def run(given: argparse.Namespace, arm: str, seed: int) -> None:
     )  # fmt: skip
     if given.seconds_per_megapixel:  # on a machine that others use: what was measured when it was idle
         machine = Machine(seconds_per_megapixel=given.seconds_per_megapixel)
-        planned.measured_machine = lambda *_: machine
-        planned.text_steps = lambda *_: 300
+        planned_opening.measured_machine = lambda *_: machine
+        planned_opening.text_steps = lambda *_: 300
     name, began, began_cpu = f"{kind}-{seed}", time.time(), time.process_time()
     folder = RunFolder.new(store.folder)
     with folder:

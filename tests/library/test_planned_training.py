@@ -18,7 +18,7 @@ from amvlm.events import AnyEvent, Finished, Note, Validation
 from amvlm.imaging import Volume
 from amvlm.imaging.regrid import grid_shape, resampled, resampled_labels
 from amvlm.inference import Session, find_model
-from amvlm.learning import RunFolder, planned, planned_text, train
+from amvlm.learning import RunFolder, planned_opening, planned_text, train
 from amvlm.learning.before import dices_before
 from amvlm.learning.fitting import patch_loss, pseudo_labelled
 from amvlm.learning.patches import PatchSampler, PreparedCase, augmented, plain
@@ -327,10 +327,10 @@ def _flipped_affine() -> np.ndarray:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine on which a tenth of a minute holds few steps, whatever this one is."""
-    monkeypatch.setattr(planned, "measured_machine", lambda *_: Machine(seconds_per_megapixel=40.0))
+    monkeypatch.setattr(planned_opening, "measured_machine", lambda *_: Machine(seconds_per_megapixel=40.0))
     monkeypatch.setattr(planned_text, "_MOST", 3)
     monkeypatch.setattr(planned_text, "_FEWEST", 2)
-    monkeypatch.setattr(planned, "text_steps", lambda *_: 2)
+    monkeypatch.setattr(planned_opening, "text_steps", lambda *_: 2)
 
 
 @pytest.fixture
@@ -370,6 +370,7 @@ def test_a_planned_run_saves_a_model_that_segments_on_the_scans_grid(
     folder = sample_store.folder / "models" / "first"
     model = AmvlmModel.load(folder)
     assert model.plan is not None
+    assert all(s.text_weight == 0.0 and s.expected_dice is None for s in model.card.structures)  # two cases are few
     assert model.plan.structures == tuple(s.name for s in model.card.structures)
     case = sample_store.cases("test")[0]
     volume = sample_store.read_image(case)

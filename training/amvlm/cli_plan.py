@@ -17,7 +17,7 @@ def plan(
     output: Annotated[Path | None, typer.Option("--json", help="also write the plan as JSON")] = None,
 ) -> None:
     """How a network would be fitted to a study in the minutes given, with the reason of every choice."""
-    from amvlm.learning.planned import plan_of_store
+    from amvlm.learning.planned_opening import plan_of_store
     from amvlm.store import LabelStore
 
     settings = TrainSettings(minutes=minutes)

@@ -6,36 +6,30 @@ import copy
 import dataclasses
 import datetime
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from amvlm.config import StudentSettings, TrainSettings
-from amvlm.errors import UserError
-from amvlm.events import AnyEvent, Finished, Note, Progress, Started, Validation
+from amvlm.config import TrainSettings
+from amvlm.events import AnyEvent, Finished, Note, Progress, Validation
 from amvlm.learning.before import dices_before
 from amvlm.learning.calibration import enough, fit_expected_dice, fit_text_weights, mean_dices
 from amvlm.learning.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from amvlm.learning.context import Context, flip_axis_of
-from amvlm.learning.fingerprinting import fingerprint_of, measured_machine
 from amvlm.learning.fitting import Phase, answer, case_dices, fit, optimiser_of, pseudo_labelled
 from amvlm.learning.networks import Networks
 from amvlm.learning.patches import PreparedCase
-from amvlm.learning.planned_text import TEXT_SHARE, on_plan_grid, teach_text, text_steps
-from amvlm.learning.prepared import PreparedStudy
-from amvlm.learning.runtime import Clock, FiniteWatch, Means, fastest, start_accelerator
-from amvlm.learning.slices import SliceBank
-from amvlm.learning.study import LabelledCase, Study, load_labelled, open_study, snapshot_of_run, with_controls
+from amvlm.learning.planned_opening import PlannedRun, open_planned
+from amvlm.learning.planned_text import TEXT_SHARE, on_plan_grid, teach_text
+from amvlm.learning.runtime import Clock, FiniteWatch, Means
+from amvlm.learning.study import LabelledCase, load_labelled
 from amvlm.learning.texts import TextTable
 from amvlm.models import AmvlmModel
-from amvlm.models.half_unet import HalfUNet
-from amvlm.models.planned import PlannedStudent, read_plan
-from amvlm.planning import Plan, make_plan
-from amvlm.store import LabelStore, Revision
+from amvlm.models.planned import PlannedStudent
+from amvlm.planning import Plan
+from amvlm.store import LabelStore
 from amvlm.store.folders import model_target
-from amvlm.store.runs import RunConfig, RunFolder, process_rank
+from amvlm.store.runs import RunFolder
 
 FIRST_PHASE = 0.4
 PSEUDO_SHARE = 0.5
@@ -64,7 +58,7 @@ def train_planned(
     UserError
         If no training case is labelled, the minutes are too few, or the run began with another plan's version.
     """
-    opened = yield from _open(store, base, settings, run, name, resume)
+    opened = yield from open_planned(store, base, settings, run, name, resume)
     context, plan = opened.context, opened.plan
     clock = Clock(plan.steps)
     before = dices_before(previous, context.study, plan, opened.held_out, context.device)
@@ -86,97 +80,7 @@ def train_planned(
     yield Finished(model=name, stopped_early=run.stop_asked(), seconds=clock.seconds)
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """A planned run ready to train."""
-
-    settings: TrainSettings
-    plan: Plan
-    context: Context
-    prepared: PreparedStudy
-    labelled: list[PreparedCase]
-    held_out: list[PreparedCase]
-    generator_steps: int
-
-
-def _open(
-    store: LabelStore, base: AmvlmModel, settings: TrainSettings, run: RunFolder, name: str, resume: bool
-) -> Generator[AnyEvent, None, _Opened]:
-    if process_rank() > 0 or int(_world_size()) > 1:
-        raise UserError("a training by minutes runs in one process", remedy="Leave torchrun out, or give --steps.")
-    known = run.read_config() if resume else None
-    if known is not None and known.base_fingerprint not in ("", base.fingerprint):
-        raise UserError(
-            f"this run began with another model than this {base.card.name!r}", file=run.path,
-            remedy="Name the one that it began with: --model FOLDER",
-        )  # fmt: skip
-    study = open_study(store, wanted=settings.structures, snapshot=snapshot_of_run(store, run) if resume else None)
-    study = with_controls(study, settings.captions, settings.seed)
-    torch.manual_seed(settings.seed)
-    precision, threads = _compute(settings) if known is None else (str(known.precision), known.threads)
-    torch.set_num_threads(threads or torch.get_num_threads())
-    accelerator = start_accelerator(settings, precision)
-    plan: Plan = yield from _plan_of(known, run, study, settings, accelerator.device, precision)
-    bank = SliceBank(store, base.image_size, plan.axis)
-    prepared = PreparedStudy(store, plan)
-    for stage, steps in (("reading images", prepared.prepare), ("reading images for the text mask", bank.prepare)):
-        for done in steps(list(study.cases.values())):
-            if done % 10 == 0:
-                yield Progress(stage=stage, step=done, steps=len(study.cases))
-    context = Context(study, bank, accelerator, run, flip_axis_of(study))
-    generator_steps = text_steps(context, base, settings) if known is None else known.generator_steps
-    if known is None:
-        run.write_config(
-            {
-                "job": "train", "model": name, "base": base.card.name, "base_fingerprint": base.fingerprint,
-                "settings": settings.for_the_record().model_dump(mode="json"), "plan": plan.model_dump(mode="json"),
-                "generator_steps": generator_steps, "precision": precision, "threads": threads,
-                "data_fingerprint": study.fingerprint,
-                "revisions": [revision.revision_id for revision in study.snapshot.revisions],
-            }
-        )  # fmt: skip
-    opened = _Opened(
-        settings, plan, context, prepared, _judged(prepared, study, study.training),
-        _judged(prepared, study, study.validation), generator_steps,
-    )  # fmt: skip
-    yield Started(
-        job="train", labelled=len(opened.labelled), unlabelled=len(study.unlabelled),
-        validation=len(opened.held_out), structures=study.names, steps=plan.steps, device=str(context.device),
-        precision=precision,
-    )  # fmt: skip
-    yield Note(text=f"The plan: {plan.sentence()}.")
-    if settings.student != StudentSettings():
-        yield Note(level="warning", text="The plan chooses the network: what was set for the student is not used.")
-    return opened
-
-
-def plan_of_store(store: LabelStore, settings: TrainSettings) -> Plan:
-    """What ``amvlm plan`` prints: the plan that a run would begin with now."""
-    precision, threads = _compute(settings)
-    torch.set_num_threads(threads)
-    device = torch.device("cuda" if settings.device == "auto" and torch.cuda.is_available() else "cpu")
-    steps = planned(open_study(store, wanted=settings.structures), settings, device, precision)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            plan: Plan = end.value
-            return plan
-
-
-def planned(
-    study: Study, settings: TrainSettings, device: torch.device, precision: str
-) -> Generator[AnyEvent, None, Plan]:
-    """The study's plan on this machine."""
-    machine = measured_machine(device, precision == "bf16")
-    facts = yield from fingerprint_of(study, settings.minutes, machine)
-    plan = make_plan(facts)
-    if settings.mode == "labelled_only":
-        plan = plan.model_copy(update={"recipe": "labelled"})
-    return plan
-
-
-def _student(opened: _Opened, resume: bool) -> Generator[AnyEvent, None, PlannedStudent | None]:
+def _student(opened: PlannedRun, resume: bool) -> Generator[AnyEvent, None, PlannedStudent | None]:
     """All phases of the student, from the newest checkpoint of a resumed run; None if no step was made."""
     plan, context = opened.plan, opened.context
     torch.manual_seed(opened.settings.seed)
@@ -212,7 +116,7 @@ def _student(opened: _Opened, resume: bool) -> Generator[AnyEvent, None, Planned
 
 
 def _run(
-    opened: _Opened, student: PlannedStudent, phase: Phase, optimiser: torch.optim.Optimizer,
+    opened: PlannedRun, student: PlannedStudent, phase: Phase, optimiser: torch.optim.Optimizer,
     parts: dict[str, Any], first: int, before: int,
 ) -> Generator[AnyEvent, None, int]:  # fmt: skip
     """One phase: progress, a look at some validation cases now and then, checkpoints; returns its steps so far."""
@@ -242,7 +146,7 @@ def _run(
     return first
 
 
-def _pseudo(opened: _Opened, first: PlannedStudent) -> Generator[AnyEvent, None, list[PreparedCase]]:
+def _pseudo(opened: PlannedRun, first: PlannedStudent) -> Generator[AnyEvent, None, list[PreparedCase]]:
     """What the labelled-only network says of the unlabelled scans, judged structures kept as they are."""
     study, found = opened.context.study, []
     for done, case_id in enumerate(study.unlabelled):
@@ -255,13 +159,13 @@ def _pseudo(opened: _Opened, first: PlannedStudent) -> Generator[AnyEvent, None,
     return found or list(opened.labelled)
 
 
-def _dices(opened: _Opened, student: PlannedStudent, cases: Sequence[PreparedCase]) -> dict[str, float]:
+def _dices(opened: PlannedRun, student: PlannedStudent, cases: Sequence[PreparedCase]) -> dict[str, float]:
     table = np.array([case_dices(answer(student, case), case) for case in cases])
     means = {name: table[:, s][~np.isnan(table[:, s])] for s, name in enumerate(opened.plan.structures)}
     return {name: round(float(dices.mean()), 4) for name, dices in means.items() if len(dices)}
 
 
-def _text(opened: _Opened, base: AmvlmModel, resume: bool) -> Generator[AnyEvent, None, Networks]:
+def _text(opened: PlannedRun, base: AmvlmModel, resume: bool) -> Generator[AnyEvent, None, Networks]:
     """The text mask's generator still reads the encoder's square; its masks are brought onto the plan's grid."""
     context, study = opened.context, opened.context.study
     table = TextTable(study)
@@ -272,19 +176,23 @@ def _text(opened: _Opened, base: AmvlmModel, resume: bool) -> Generator[AnyEvent
     return networks
 
 
-def _calibrate(opened: _Opened, networks: Networks, student: PlannedStudent) -> Iterator[AnyEvent]:
-    """α and what the signs of quality foretell, on validation cases; unknown where those are fewer than five."""
+def _calibrate(opened: PlannedRun, networks: Networks, student: PlannedStudent) -> Iterator[AnyEvent]:
+    """α and what the signs of quality foretell, on validation cases; where those are fewer than five both are unknown,
+    and the merged mask is the prediction alone: a text mask that nobody measured must not hurt."""
     study, names = opened.context.study, opened.context.study.names
     table = TextTable(study)
+    networks.text_weights = [0.0] * len(names)
     judged = [
         LabelledCase(case.case_id, [case.mask(s).astype(np.uint8) for s in range(len(names))], case.known)
         for case in opened.held_out
     ]
-    if not judged:
+    if not enough(judged, len(names)):
         yield Note(
             level="warning",
-            text="No validation case is labelled, so quality is not measured. Accept a few cases of that split.",
+            text="Fewer than five validation cases are labelled: quality is unknown, and the merged mask is the "
+            "prediction alone. Accept a few cases of the validation split.",
         )
+    if not judged:
         return
     found = []
     for done, (case, own) in enumerate(zip(opened.held_out, judged, strict=True)):
@@ -294,18 +202,14 @@ def _calibrate(opened: _Opened, networks: Networks, student: PlannedStudent) -> 
         networks.calibration = "validation cases"
         if opened.settings.merge == "gated":
             networks.text_weights = fit_text_weights(found, len(names))
+        else:
+            networks.text_weights = [0.5] * len(names)
         networks.expected_dice = fit_expected_dice(found, networks.text_weights)
-    else:
-        yield Note(text="Fewer than five validation cases: how far to trust the text mask is not known (α = ½).")
     dices = mean_dices(found, names, networks.text_weights)
     networks.keep_if_best(dices)
     yield Validation(
         step=opened.plan.steps, student=dices["student"], text_mask=dices["text_mask"], merged=dices["merged"]
     )
-
-
-def _judged(prepared: PreparedStudy, study: Study, by_case: dict[str, dict[str, Revision]]) -> list[PreparedCase]:
-    return [prepared.case(c, own) for c, own in by_case.items() if any(name in own for name in study.names)]
 
 
 def _left(clock: Clock, done: int, plan: Plan) -> float | None:
@@ -321,39 +225,5 @@ def _lengths(plan: Plan) -> list[int]:
     return [first, plan.steps - first]
 
 
-def _plan_of(
-    known: RunConfig | None, run: RunFolder, study: Study, settings: TrainSettings, device: torch.device, precision: str
-) -> Generator[AnyEvent, None, Plan]:
-    """A new plan, or the one that a resumed run began with."""
-    if known is None:
-        return (yield from planned(study, settings, device, precision))
-    if known.plan is None:
-        raise UserError("this run has no plan to go on with", file=run.path, remedy="Start a new run.")
-    plan = read_plan(known.plan, run.path)
-    if list(plan.structures) != study.names:
-        raise UserError("this run's plan names other structures", file=run.path, remedy="Start a new run.")
-    return plan
-
-
-def _compute(settings: TrainSettings) -> tuple[str, int]:
-    """Precision and CPU threads: what the settings say, else measured on a CPU, bf16 on a GPU that has it natively."""
-    threads = settings.threads or torch.get_num_threads()
-    if settings.device == "auto" and torch.cuda.is_available():
-        able = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-        return able if settings.precision == "auto" else settings.precision, threads
-    precisions: list[str] = ["fp32", "bf16"] if settings.precision == "auto" else [settings.precision]
-    counts = [threads] if settings.threads or threads == 1 else [threads, 1]
-    if len(precisions) * len(counts) == 1:
-        return precisions[0], counts[0]
-    network = HalfUNet(1, 2).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return fastest(network, torch.randn(2, 1, 64, 64), precisions, counts)
-
-
 def _memory(plan: Plan) -> torch.memory_format:
     return torch.channels_last if plan.dimensions == 2 else torch.contiguous_format
-
-
-def _world_size() -> str:
-    import os
-
-    return os.environ.get("WORLD_SIZE", "1")
