@@ -277,6 +277,6 @@ class Place:
 def _is_sentence(answer: Answer) -> bool:
     """The last line is ours or the command line's own usage; or, of verify, damage is listed."""
     lines = answer.err.strip().splitlines()
-    if lines and lines[-1].startswith("amvlm: ") and len(lines[-1]) > 30:
+    if lines and lines[-1].startswith("amvlm: ") and (len(lines[-1]) > 30 or answer.code == 130):
         return True
     return "Usage: " in answer.err or "damage" in answer.out

@@ -120,7 +120,7 @@ def interrupts() -> Iterator[Trial]:
 
             _when_training(study, act, what='"stage":"training"' if command == "train" else '"event":"progress"')
 
-        answer = place.run(command, study, "--name", "interrupted", *flags, during=during)
+        answer = place.run(command, study, "--name", "interrupted", *flags, during=during, seconds=150)
         saved = (study / "models" / "interrupted" / "card.json").is_file()
         place.expect(saved or times > 1, f"no model is there: {answer.text.strip()[-200:]}")
         if saved:
@@ -144,12 +144,12 @@ def interrupts() -> Iterator[Trial]:
             time.sleep(delay)
             os.kill(process, signal.SIGINT)
 
-        answer = place.run("train", study, "--name", "interrupted", *LONG, during=during)
+        answer = place.run("train", study, "--name", "interrupted", *LONG, during=during, seconds=120)
         if answer.code == 0:
             place.expect((study / "models" / "interrupted" / "card.json").is_file(), "exit code 0 and no model")
         place.expect(not list(study.glob("runs/*/lock")), "a lock stays")
 
-    for delay in (0.05, 0.2, 0.5, 1.0):
+    for delay in (0.2, 0.5, 1.0):
         yield f"{delay} s after the start", partial(early, delay=delay)
 
     def other(place: Place, command: str, delay: float) -> None:
@@ -211,7 +211,7 @@ def vanishing() -> Iterator[Trial]:
         flags = [*TINY[2:], "--steps", "600", "--validate-every", "300", "--checkpoint-every", "20"]
         flags = [flag for pair in zip(flags[::2], flags[1::2], strict=True) if pair != ("--checkpoint-every", "1")
                  for flag in pair]  # fmt: skip
-        place.run("train", study, "--name", "own", *flags, during=during)
+        place.run("train", study, "--name", "own", *flags, during=during, seconds=120)
 
     for act in ("the run's folder is deleted", "the study is moved", "the study is deleted",
         "the events become a folder",
