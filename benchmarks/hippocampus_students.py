@@ -2,7 +2,8 @@
 
 Medical Segmentation Decathlon Task04 (200 of its volumes): 160 training volumes, 40 test volumes, no validation. Of the
 160, LABELS keep their masks (5 by default; the same ones for all arms of a seed). Students at 64 px, 2-D (slabs of
-three slices) or with ``3d`` in the arm's name in blocks. Arms: ``labelled``, ``image`` (teacher-student without text),
+three slices) or with ``3d`` in the arm's name in blocks; ``plan`` and ``phases`` train by ``--minutes`` with a plan of
+their own, labelled only and in two phases. Arms: ``labelled``, ``image`` (teacher-student without text),
 ``text`` (the structures' prompts: all that they say is which structure, so this is at once the arm "second network
 without text"); ``table WORK`` prints the figures.
 
@@ -30,8 +31,9 @@ from experts import accept_expert_masks
 from amvlm.config import EncoderSettings, GeneratorSettings, StudentSettings, TrainSettings
 from amvlm.exchange import import_study
 from amvlm.inference import evaluate
-from amvlm.learning import train
+from amvlm.learning import planned_opening, train
 from amvlm.models import AmvlmModel, ModelCard, VisionLanguageModel, build_generator
+from amvlm.planning import Machine
 from amvlm.store import LabelStore
 from amvlm.store.runs import RunFolder
 
@@ -39,6 +41,8 @@ MODES: dict[str, dict[str, Any]] = {
     "labelled": {"mode": "labelled_only"},
     "image": {"mode": "image_only"},
     "text": {"mode": "text_guided"},
+    "plan": {"mode": "labelled_only"},
+    "phases": {"mode": "image_only"},
 }
 
 
@@ -77,19 +81,25 @@ def run(given: argparse.Namespace, arm: str, seed: int) -> None:
     student = StudentSettings(dimensions=3, channels=(16, 32, 64, 128)) if kind.endswith("3d") else StudentSettings()
     settings = TrainSettings(
         steps=given.steps, batch_size=32 if kind.endswith("3d") else 8, seed=seed,
-        precision="fp32" if kind.endswith("3d") else "bf16",
-        threads=given.threads, student=student, checkpoint_every=10**6, **MODES[kind.removesuffix("3d")],
+        precision="fp32" if kind.endswith("3d") else given.precision,
+        threads=given.threads, student=student, checkpoint_every=10**6,
+        minutes=given.minutes if kind in ("plan", "phases") else 0.0, **MODES[kind.removesuffix("3d")],
     )  # fmt: skip
-    name, began = f"{kind}-{seed}", time.time()
+    if given.seconds_per_megapixel:  # on a machine that others use: what was measured when it was idle
+        machine = Machine(seconds_per_megapixel=given.seconds_per_megapixel)
+        planned_opening.measured_machine = lambda *_: machine
+        planned_opening.text_steps = lambda *_: 300
+    name, began, began_cpu = f"{kind}-{seed}", time.time(), time.process_time()
     folder = RunFolder.new(store.folder)
     with folder:
         for _ in train(store, base, settings, folder, name):
             pass
-    seconds = time.time() - began
+    seconds, cpu_seconds = time.time() - began, time.process_time() - began_cpu
     model = AmvlmModel.load(store.folder / "models" / name)
     found = evaluate(model, store, "test")
     line = {
-        "arm": arm, "seed": seed, "steps": given.steps, "seconds": round(seconds),
+        "arm": arm, "seed": seed, "steps": given.steps, "seconds": round(seconds), "cpu_seconds": round(cpu_seconds),
+        "plan": None if model.plan is None else model.plan.sentence(),
         "text weight": [s.text_weight for s in model.card.structures],
         "found": {
             f"{k} / {s}": [v.mean_dice, v.pooled_dice, v.mean_iou] for (k, s), v in found.summaries().items()
@@ -130,6 +140,9 @@ def main() -> None:
     first.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     first.add_argument("--steps", type=int, default=1000)
     first.add_argument("--threads", type=int, default=0)
+    first.add_argument("--minutes", type=float, default=7, help="for the arms plan (labelled only) and phases")
+    first.add_argument("--seconds-per-megapixel", type=float, default=0)
+    first.add_argument("--precision", default="bf16", choices=("auto", "bf16", "fp32"))
     second = commands.add_parser("table")
     second.add_argument("work", type=Path)
     given = parser.parse_args()

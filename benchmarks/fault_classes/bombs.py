@@ -52,7 +52,9 @@ def picture_sizes() -> Iterator[Trial]:
             refused_among_scans, name="x.tif", content=makers.tiff(width, height, compression=compression))  # fmt: skip
     loop = bytearray(makers.tiff(8, 8))
     loop[-4:] = struct.pack("<I", 8 + 64)
-    yield "TIFF whose pages go in a circle", partial(refused_among_scans, name="x.tif", content=bytes(loop))
+    yield "TIFF whose pages go in a circle", partial(
+        refused_among_scans, name="x.tif", content=bytes(loop), readable=True
+    )
     bmp = bytearray(makers.picture(kind="BMP"))
     struct.pack_into("<ii", bmp, 18, 60000, 60000)
     yield "BMP 60000 × 60000", partial(refused_among_scans, name="x.bmp", content=bytes(bmp))

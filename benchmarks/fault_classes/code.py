@@ -34,9 +34,9 @@ application.exec()
 """
 
 
-def plant(folder: Path, canary: Path) -> None:
+def plant(folder: Path, canary: Path, without: str = "-") -> None:
     """Modules that leave a trace when anything imports them."""
-    for name in MODULES:
+    for name in (name for name in MODULES if not name.startswith(without)):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"open({str(canary)!r}, 'a').write({name!r} + '\\n')\nraise SystemExit('planted code ran')\n")
@@ -80,7 +80,7 @@ def planted() -> Iterator[Trial]:
 
     def module(place: Place) -> None:
         study, canary = place.study(), place.folder / "canary"
-        plant(study, canary)
+        plant(study, canary, without="amvlm")  # "-m amvlm" asks for that one, whoever wrote it
         place.amvlm("verify", study, cwd=study)
         _expect_nothing_ran(place, canary)
 

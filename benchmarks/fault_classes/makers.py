@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -124,11 +125,12 @@ def dicom(
         "ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "ImagePositionPatient": [0, 0, place],
         "RescaleSlope": 1, "RescaleIntercept": 0, "PixelData": pixels.astype(np.int16).tobytes(), **tags,
     }  # fmt: skip
-    for name, value in usual.items():
-        if value is not None:
-            setattr(data, name, value)
     path.parent.mkdir(parents=True, exist_ok=True)
-    data.save_as(path, enforce_file_format=False)
+    with warnings.catch_warnings(action="ignore"):  # some values are meant to be wrong
+        for name, value in usual.items():
+            if value is not None:
+                setattr(data, name, value)
+        data.save_as(path, enforce_file_format=False)
     return path
 
 

@@ -25,7 +25,7 @@ PERSON = "Mueller^Hans"
 _LEAKS = re.compile(
     r"Traceback \(most recent|Errno|<class '|NoneType|object at 0x|site-packages|File \"|an unexpected \w+"
 )
-_NAMES_FILE = re.compile(r"data/napari-amvlm/(secret|names-[0-9a-f]{32}\.jsonl?)")
+_NAMES_FILE = re.compile(r"data/napari-amvlm/(start|secret|names-[0-9a-f]{32}\.jsonl?)")
 
 
 def tree(folder: Path, without: tuple[Path, ...] = ()) -> dict[str, str]:
@@ -54,7 +54,8 @@ def tree(folder: Path, without: tuple[Path, ...] = ()) -> dict[str, str]:
 
 def unpacked(path: Path) -> bytes:
     """A file's bytes and, of compressed ones and pictures, what they unfold to (64 MB at most)."""
-    content = path.read_bytes()
+    with path.open("rb") as stream:
+        content = stream.read(2**28)  # sparse ones are longer than memory
     if content[:2] == b"\x1f\x8b":
         try:
             return content + zlib.decompressobj(31).decompress(content, 2**26)

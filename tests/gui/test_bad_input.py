@@ -128,8 +128,8 @@ def test_the_catalogue_leaves_the_window_and_the_study_as_they_were(
     "array",
     [
         np.full((6, 7, 8), 5, np.int16),
-        np.where(np.arange(336).reshape(6, 7, 8) % 3, np.nan, 7).astype(np.float32),
-        np.where(np.arange(336).reshape(6, 7, 8) % 3, np.inf, 7).astype(np.float32),
+        np.where(np.arange(336).reshape(6, 7, 8) % 13, 7, np.nan).astype(np.float32),
+        np.where(np.arange(336).reshape(6, 7, 8) % 13, 7, np.inf).astype(np.float32),
         np.zeros((1, 1, 1), np.uint8),
     ],
     ids=["constant", "some NaN", "some infinite", "one voxel"],

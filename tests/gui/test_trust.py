@@ -204,10 +204,10 @@ def hostile_study(folder: Path) -> Path:
     run = store.folder / "runs" / "20200101-000000-<b>x"
     run.mkdir(parents=True)
     events = EventLog(run / "events.jsonl")
-    events.write(Started(job="train", labelled=1, unlabelled=0, structures=[EVIL], steps=2**70, device=EVIL,
+    events.write(Started(job="train", labelled=1, unlabelled=0, structures=[EVIL], steps=10**9, device=EVIL,
                          precision=EVIL))  # fmt: skip
     losses = {f"L_{n}{EVIL}": 1.0 for n in range(100)}
-    events.write(Progress(stage=EVIL, step=2**80, steps=2**90, losses=losses, seconds_left=1e300))
+    events.write(Progress(stage=EVIL, step=10**9, steps=10**9, losses=losses, seconds_left=1e300))
     events.write(Progress(stage="training", step=1, steps=2, losses=losses))
     events.write(Note(level="warning", text=EVIL * 1000))
     events.write(Validation(step=1, student={EVIL: 0.5}, text_mask={EVIL: 0.5}, merged={EVIL: 0.5}))

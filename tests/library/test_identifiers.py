@@ -105,9 +105,8 @@ def test_headers_of_volumes_are_our_own(tmp_path: Path) -> None:
         image = kind(voxels + n, np.eye(4))
         for name in ("descrip", "aux_file", "intent_name"):
             image.header[name] = WORD
-        if kind is nibabel.Nifti1Image:
-            image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", WORD))
-            image.header.extensions.append(nibabel.nifti1.Nifti1Extension(6, b'{"PatientName": "' + WORD + b'"}'))
+        image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", WORD))
+        image.header.extensions.append(nibabel.nifti1.Nifti1Extension(6, b'{"PatientName": "' + WORD + b'"}'))
         (tmp_path / "in" / f"n{n}.nii").write_bytes(image.to_bytes() + WORD)
     for n, suffix in enumerate((".nrrd", ".mha")):
         image = SimpleITK.GetImageFromArray(voxels + 10 + n)

@@ -128,6 +128,7 @@ MHA = {
     "text": (b"BinaryData = True", b"BinaryData = False"),
     "type": (b"MET_SHORT", b"MET_STRING"),
     "more than the file": (b"DimSize = 5 4 3", b"DimSize = 5 4 4"),
+    "the header as voxels": (b"DimSize = 5 4 3", b"HeaderSize = -1\nDimSize = 5 4 4"),
     "a hundred dimensions": (b"NDims = 3", b"NDims = 100"),
 }
 
@@ -153,6 +154,7 @@ NRRD = {
     "far skip": (b"encoding:", b"byte skip: 99999999999\nencoding:"),
     "lines": (b"encoding:", b"line skip: 999999999\nencoding:"),
     "more than the file": (b"sizes: 5 4 3", b"sizes: 5 4 4"),
+    "the header as voxels": (b"sizes: 5 4 3", b"byte skip: -1\nsizes: 5 4 4"),
 }  # fmt: skip
 
 

@@ -45,6 +45,7 @@ def dims(*values: int) -> dict[str, object]:
 REFUSED = {
     "voxels over the header": ({"vox_offset": 0}, "where the voxels begin"),
     "voxels inside the header": ({"vox_offset": 100}, "where the voxels begin"),
+    "one voxel byte in the header": ({"vox_offset": 351}, "where the voxels begin"),
     "offset not a number": ({"vox_offset": np.nan}, "where the voxels begin"),
     "offset negative": ({"vox_offset": -352}, "where the voxels begin"),
     "offset beyond": ({"vox_offset": 4000}, "cut short"),

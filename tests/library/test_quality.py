@@ -131,7 +131,10 @@ def test_a_model_of_other_structures_is_refused_with_both_lists(sample_store: La
 def test_a_study_of_the_version_before_opens_with_its_labels(sample_store: LabelStore) -> None:
     labels = sample_store.snapshot()
     with sqlite3.connect(sample_store.folder / "store.sqlite") as connection:
-        connection.executescript("DROP TABLE quality; UPDATE meta SET schema_version = 1;")
+        connection.executescript(
+            "DROP TABLE quality; ALTER TABLE case_ RENAME COLUMN source_laterality TO laterality; "
+            "UPDATE meta SET schema_version = 1;"
+        )
     again = LabelStore(sample_store.folder)
     assert again.snapshot() == labels
     assert again.quality() == {}

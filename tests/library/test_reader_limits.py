@@ -92,15 +92,17 @@ def asking(kind: str) -> tuple[str, bytes]:
     return ".dcm", asking_dicom(**{
         "DICOM frames": {"NumberOfFrames": 2**31 - 1}, "DICOM negative frames": {"NumberOfFrames": -5},
         "DICOM rows": {"Rows": 65535, "Columns": 65535}, "DICOM bits": {"BitsAllocated": 65528},
-        "DICOM samples": {"SamplesPerPixel": 65535}, "DICOM odd bits": {"BitsAllocated": 12},
+        "DICOM no frames": {"NumberOfFrames": 0}, "DICOM high bit": {"HighBit": 200},
+        "DICOM sign": {"PixelRepresentation": 7}, "DICOM samples": {"SamplesPerPixel": 65535},
+        "DICOM odd bits": {"BitsAllocated": 12},
         "DICOM stored": {"BitsStored": 60000, "HighBit": 59999},
-        "DICOM RLE rows": {"syntax": RLELossless, "Rows": 65535, "Columns": 65535},
-    }[kind] if kind != "DICOM RLE rows" else {})  # fmt: skip
+    }[kind])  # fmt: skip
 
 
 KINDS = (
     "picture", "bitmap", "NIfTI", "NIfTI short", "NIfTI gzip", "NIfTI gzip short", "NRRD", "MetaImage", "DICOM frames",
     "DICOM negative frames", "DICOM rows", "DICOM bits", "DICOM samples", "DICOM odd bits", "DICOM stored",
+    "DICOM no frames", "DICOM high bit", "DICOM sign",
 )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import typer
 from pydantic import BaseModel, ValidationError
 
-from amvlm import __version__, cli_labels, console
+from amvlm import __version__, cli_labels, cli_plan, console
 from amvlm.config import PretrainSettings, TrainSettings
 from amvlm.errors import UserError
 from amvlm.flags import with_settings
@@ -203,6 +203,7 @@ def segment(
     threshold: Annotated[float, typer.Option(min=0, max=1, help="probability from which a voxel belongs to it")] = 0.5,
     volume_index: Annotated[int | None, typer.Option(help="which volume of a 4-D file, from 0")] = None,
     series: Annotated[int | None, typer.Option(help="which series of a DICOM folder, from 0")] = None,
+    accurate: Annotated[bool, typer.Option("--accurate", help="average over mirrored copies; slower")] = False,
 ) -> None:
     """Outline a structure in a scan; the mask lies on the scan's own grid."""
     import numpy as np
@@ -216,7 +217,7 @@ def segment(
     scan = read_volume(volume, volume_index, series)
     for note in scan.notes:
         console.say(note, "note")
-    session = Session(AmvlmModel.load(find_model(model)), scan, default_device())
+    session = Session(AmvlmModel.load(find_model(model)), scan, default_device(), accurate)
     for warning in session.warnings(prompt):
         console.say(warning, "note")
     if source == "prediction" and session.prediction_of(prompt) is None:
@@ -408,7 +409,7 @@ def demo(
     run_demo(seed, steps, output)
 
 
-for _command in (cli_labels.judge, cli_labels.history, cli_labels.restore, cli_labels.edit):
+for _command in (cli_plan.plan, cli_labels.judge, cli_labels.history, cli_labels.restore, cli_labels.edit):
     app.command()(_command)
 
 

@@ -193,6 +193,10 @@ class PretrainSettings(LoopSettings):
 class TrainSettings(LoopSettings):
     """``amvlm train``: the text-guided teacher-student network (METHOD §4)."""
 
+    minutes: float = Field(
+        0.0, title="Minutes", ge=0, le=100_000,
+        description="fit the network to the study and to this time (see amvlm plan); 0: by steps",
+    )  # fmt: skip
     steps: int = Field(1500, title="Steps", ge=1, le=1_000_000)
     batch_size: int = Field(
         8, title="Batch size (slices)", ge=1, le=1024, description="as many labelled as unlabelled ones; in 3-D blocks"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -114,6 +115,8 @@ def read_layout(source: Path, structure: str, labels: str = "") -> Layout:
         If nothing is there, or names are ambiguous.
     """
     accounts = Accounts(source)
+    if not os.path.lexists(source):
+        raise UserError("there is no such folder", file=source, remedy="Check the name.")
     if not check_encodable(check_regular(source)).is_dir():
         return _one_file(source, accounts)
     files = list_files(source, accounts)

@@ -191,7 +191,7 @@ def _located(path: Path, header: Any, stream: BinaryIO) -> PixelSource:
         if tag in header:
             module[tag] = header[tag]
     source = PixelSource(stream.tell(), None if length == 0xFFFFFFFF else length, size, syntax,
-                         int(header.get("NumberOfFrames") or 1), module)  # fmt: skip
+                         _frame_count(header), module)  # fmt: skip
     if not 1 <= source.frames <= MAX_FRAMES:
         raise UserError(f"it asks for {source.frames:,} images", file=path, remedy=AGAIN)
     held = min(size - source.start, source.length if source.length is not None else size)
@@ -202,6 +202,11 @@ def _located(path: Path, header: Any, stream: BinaryIO) -> PixelSource:
             f"the file is cut short: {stated:,} bytes of pixels expected, {held:,} found", file=path, remedy=AGAIN
         )
     return source
+
+
+def _frame_count(header: Any) -> int:
+    stated = header.get("NumberOfFrames")
+    return 1 if stated is None or stated == "" else int(stated)
 
 
 def _frames(path: Path, header: Any, source: PixelSource) -> Iterator[Frame]:

@@ -73,9 +73,10 @@ def _check_kind(stack: Sequence[Frame], folder: Path) -> None:
         module = frame.source.module
         bits, samples = int(module.BitsAllocated), int(module.get("SamplesPerPixel") or 1)
         stored = int(module.get("BitsStored") or bits)
-        if bits not in (8, 16, 32) or samples not in (1, 3) or not 1 <= stored <= bits:
+        high, signed = int(module.get("HighBit") or stored - 1), int(module.get("PixelRepresentation") or 0)
+        if bits not in (8, 16, 32) or samples not in (1, 3) or not 1 <= stored <= high + 1 <= bits or signed > 1:
             raise UserError(
-                f"pixels of {samples} × {bits} bits ({stored} in use) are not supported", file=frame.path,
+                f"pixels of {samples} × {bits} bits ({stored} of them in use) are not supported", file=frame.path,
                 remedy="Export the series as a grey-scale or RGB image.",
             )  # fmt: skip
     wanted = sum(frame.source.frame_bytes for frame in stack)

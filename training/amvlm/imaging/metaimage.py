@@ -66,7 +66,7 @@ def _parsed(path: Path) -> RawImage:
     grid = shape[:3]
     return RawImage(
         path if inside_it else beside(path, name), offset, compression, dtype, grid,
-        shape[3] if count == 4 else channels, count < 4, affine, known,
+        shape[3] if count == 4 else channels, count < 4, affine, known, after if inside_it else 0,
     )  # fmt: skip
 
 

@@ -94,7 +94,7 @@ def _parsed(head: bytes, path: Path) -> _Header:
         raise UserError("this is not a single-file NIfTI image", file=path, remedy="Check what wrote the file.")
     if not 1 <= len(shape) <= 7 or min(shape) < 1 or dtype.itemsize < 1:
         raise UserError("the header holds impossible dimensions", file=path, remedy=COPY_AGAIN)
-    if not (540 if second else 348) <= offset <= _MAX_OFFSET or offset % 1:
+    if not (544 if second else 352) <= offset <= _MAX_OFFSET or offset % 1:
         raise UserError("the header does not say where the voxels begin", file=path, remedy=_CONVERT)
     if dtype.fields is not None or dtype.kind not in "iuf":
         raise UserError(f"voxels of type {dtype} are not supported", file=path,

@@ -34,6 +34,8 @@ class RawImage:
         The file that holds them.
     offset : int
         Bytes before them in that file; −1 where they are its last bytes.
+    header_bytes : int
+        Bytes of that file that belong to the header.
     compression : {"", "gzip", "zlib"}
     dtype : numpy dtype
         With byte order.
@@ -56,6 +58,7 @@ class RawImage:
     interleaved: bool
     affine: NDArray[np.float64]
     sides_known: bool
+    header_bytes: int = 0
 
     @property
     def colour(self) -> bool:
@@ -83,7 +86,7 @@ def _read(image: RawImage, count: int, number: int, path: Path) -> NDArray[Any]:
     total = count * image.volumes * image.dtype.itemsize
     size = image.voxels.stat().st_size
     offset = size - total if image.offset == -1 else image.offset
-    check_held(total, size - max(offset, 0), path, bool(image.compression))
+    check_held(total, size - max(offset, image.header_bytes), path, bool(image.compression))
     with in_a_sentence(path), contextlib.ExitStack() as stack:
         file: Any = stack.enter_context(image.voxels.open("rb"))
         file.seek(offset)

@@ -28,10 +28,10 @@ class SliceGrid:
     window: tuple[int, int, int, int]
 
     @classmethod
-    def of(cls, volume: Volume, size: int) -> SliceGrid:
-        """Plan the slices of ``volume`` for a network of input ``size`` px."""
+    def of(cls, volume: Volume, size: int, axis: int | None = None) -> SliceGrid:
+        """Plan the slices of ``volume`` for a network of input ``size`` px, across ``axis`` or the coarsest one."""
         canonical = to_canonical(volume)
-        axis = slice_axis(canonical.spacing_mm, canonical.planar)
+        axis = slice_axis(canonical.spacing_mm, canonical.planar) if axis is None else axis
         rest = [a for a in range(3) if a != axis]
         plane = (canonical.shape[rest[0]], canonical.shape[rest[1]])
         extent = np.array([plane[0] * canonical.spacing_mm[rest[0]], plane[1] * canonical.spacing_mm[rest[1]]])
@@ -71,11 +71,11 @@ class SliceGrid:
         padding = (left, self.size - width - left, top, self.size - height - top)
         return F.pad(fitted, padding)
 
-    def from_square(self, squares: torch.Tensor) -> torch.Tensor:
-        """Take (N, C, size, size) back to (N, C, rows, columns), bilinear."""
+    def from_square(self, squares: torch.Tensor, plane: tuple[int, int] | None = None) -> torch.Tensor:
+        """Take (N, C, size, size) back to (N, C, rows, columns), bilinear, or to another grid of the same extent."""
         top, left, height, width = self.window
         inside = squares[..., top : top + height, left : left + width]
-        return F.interpolate(inside, self.plane, mode="bilinear", align_corners=False)
+        return F.interpolate(inside, plane or self.plane, mode="bilinear", align_corners=False)
 
 
 @dataclass(frozen=True)

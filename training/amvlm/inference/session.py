@@ -17,9 +17,12 @@ from torch import Tensor
 
 from amvlm.imaging import Volume
 from amvlm.imaging.orientation import to_canonical
+from amvlm.imaging.regrid import back_on_slices
 from amvlm.imaging.resample import IntensityScale, SliceGrid, slabs
+from amvlm.inference.planned_reader import PlannedReader
 from amvlm.losses import merged_logits
 from amvlm.models import AmvlmModel, KnownStructure, pamr, text_product
+from amvlm.models.planned import PlannedStudent
 from amvlm.models.quality import Signs
 from amvlm.text import checked_prompt
 
@@ -58,13 +61,21 @@ class Session:
     model : AmvlmModel
     volume : Volume
     device : torch.device or str
+    accurate : bool
+        Average a planned student's answers over mirrored copies, where its plan allows them.
     """
 
-    def __init__(self, model: AmvlmModel, volume: Volume, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, model: AmvlmModel, volume: Volume, device: torch.device | str = "cpu", accurate: bool = False
+    ) -> None:
         self.model = model.to(device).eval()
         self.volume = volume
         self._device = torch.device(device)
-        self._grid = SliceGrid.of(volume, model.image_size)
+        self._reader: PlannedReader | None = None
+        if isinstance(model.student, PlannedStudent):
+            self._reader = PlannedReader(model.student, volume, self._device, accurate)
+        self._tidied: list[int] = []
+        self._grid = SliceGrid.of(volume, model.image_size, None if model.plan is None else model.plan.axis)
         self._stack = self._grid.stack(volume.array)
         self._scale = IntensityScale.of(self._stack)
         self._features: Tensor | None = None
@@ -187,7 +198,7 @@ class Session:
         structure = self.prediction_of(prompt)
         weights, bias = self._text(checked_prompt(prompt))
         order = self.order(self.slices // 2 if visible is None else min(max(visible, 0), self.slices - 1))
-        done = 0
+        done, whole = 0, bool(self._embedded.all())
         for batch in _batches(order, self._at_once()):
             missing = [z for z in batch if not self._embedded[z]]
             if missing:
@@ -196,6 +207,9 @@ class Session:
             self._areas[batch] = torch.from_numpy((text_mask > 127).sum((1, 2), dtype=np.float32))
             done += len(batch)
             yield SliceResult(batch, text_mask, prediction, merged, done, self.slices)
+        if structure is not None and not whole and self._tidied:  # smaller parts, known once all slices are there
+            for batch in _batches(self._tidied, self._at_once()):
+                yield SliceResult(batch, *self._masks(batch, weights, bias, structure), self.slices, self.slices)
 
     def segment_volume(self, prompt: str) -> dict[str, NDArray[np.uint8]]:
         """All slices at once: "text mask", "prediction" and "merged" as uint8 probabilities on the canonical grid."""
@@ -226,7 +240,7 @@ class Session:
         features = self.model.generator.features(image)
         if self._device.type != "cpu":  # half the memory; on CPUs the product is faster in fp32
             features = features.bfloat16()
-        student = self._predict(image)
+        student = self._predict(image, indices)
         if self._features is None or self._student is None or self._image is None:
             self._features = features.new_empty(self.slices, *features.shape[1:])
             self._student = (
@@ -238,23 +252,29 @@ class Session:
             self._student[indices] = student
         self._image[indices] = image[:, 1:2]
         self._embedded[indices] = True
+        if self._reader is not None and bool(self._embedded.all()):
+            self._tidied = self._reader.tidy(self._student)
 
-    def _predict(self, image: Tensor) -> Tensor | None:
+    def _predict(self, image: Tensor, indices: list[int]) -> Tensor | None:
         """The student's logits of some slices; no channel without one, None where it reads the volume as a whole."""
         student = self.model.student
         if student is None:
             return image[:, :0]
+        if isinstance(student, PlannedStudent):
+            return None if self._reader is None else self._reader.slices(indices)
         return student(image).float() if student.settings.dimensions == 2 else None
 
     def _volume_logits(self) -> Tensor:
         """A 3-D student's logits of all slices, (Z, S, H, W): blocks overlap, so they are made at once."""
-        if self.model.student is None:
+        if self._reader is not None:
+            return self._reader.everything(self.slices)
+        if self.model.student is None or isinstance(self.model.student, PlannedStudent):
             raise ValueError("there is no student")
-        planes = []
+        squares = []
         for begin in range(0, self.slices, BATCH):
             part = self._scale.apply(self._stack[begin : begin + BATCH])
-            planes.append(self._grid.to_square(torch.from_numpy(part)[:, None])[:, 0])
-        return self.model.student.volume_logits(torch.cat(planes).to(self._device)).movedim(1, 0)
+            squares.append(self._grid.to_square(torch.from_numpy(part)[:, None])[:, 0])
+        return self.model.student.volume_logits(torch.cat(squares).to(self._device)).movedim(1, 0)
 
     @torch.inference_mode()
     def signs(self, prompt: str) -> Signs | None:
@@ -310,11 +330,15 @@ class Session:
         if iterations and self._image is not None:
             refined = pamr(logits.sigmoid(), self._image[chosen], iterations).clamp(1e-4, 1 - 1e-4)
             logits = refined.logit()
+        if self.model.plan is not None and self._student is not None:  # both masks lie on the plan's grid
+            logits = self._grid.from_square(logits, (self._student.shape[2], self._student.shape[3]))
         return logits
 
     def _on_grid(self, logits: Tensor, channels: int = 1) -> NDArray[np.uint8]:
         """Logits on the square → probabilities in 1/255 on the slice's own pixels; the one sigmoid of each mask."""
-        probs = self._grid.from_square(logits).sigmoid_()
+        on_plan = self.model.plan is not None
+        fitted = back_on_slices(logits, self._grid.plane).clone() if on_plan else self._grid.from_square(logits)
+        probs = fitted.sigmoid_()
         quantised = probs.mul_(255).round_().to(torch.uint8).cpu().numpy()
         found: NDArray[np.uint8] = quantised if channels > 1 else quantised[:, 0]
         return found

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import functools
-import os
-import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from amvlm.errors import UserError
 from amvlm.imaging.resample import IntensityScale, SliceGrid
+from amvlm.learning.cache import keep_array, kept_array
 from amvlm.store import Case, LabelStore, Revision
 
 _VERSION = 1
@@ -33,10 +30,12 @@ class SliceBank:
     image, named by the image's hash. What is cut or of another shape is made again.
     """
 
-    def __init__(self, store: LabelStore, size: int) -> None:
+    def __init__(self, store: LabelStore, size: int, axis: int | None = None) -> None:
         self._store = store
         self.size = size
-        self._folder = store.cache_folder(f"v{_VERSION}-{size}")
+        self._axis = axis
+        across = "" if axis is None else f"-axis{axis}"
+        self._folder = store.cache_folder(f"v{_VERSION}-{size}{across}")
         self._cases: dict[str, Case] = {}
         self._open = functools.lru_cache(maxsize=1024)(self._load)
 
@@ -44,7 +43,7 @@ class SliceBank:
         """Make what is missing; yields how many cases are ready."""
         for done, case in enumerate(cases):
             self._cases[case.case_id] = case
-            if self._kept(self._path(case), np.float16, 4) is None:
+            if kept_array(self._path(case), np.float16, (None, None, self.size, self.size)) is None:
                 self._make(case)
             yield done + 1
 
@@ -83,7 +82,7 @@ class SliceBank:
 
     def slice_ratio(self, case_id: str) -> float:
         """Spacing of the slices over the spacing of the network's pixels."""
-        return SliceGrid.of(self._store.read_image(self._cases[case_id]), self.size).slice_ratio
+        return SliceGrid.of(self._store.read_image(self._cases[case_id]), self.size, self._axis).slice_ratio
 
     def mask(self, revision: Revision) -> NDArray[np.uint8]:
         """A revision's mask, (Z, size, size), mapped from disk: a pixel belongs to it when half of its area does.
@@ -94,38 +93,15 @@ class SliceBank:
         if revision.mask_sha256 is None:
             return np.broadcast_to(np.uint8(0), (self.depth(case.case_id), self.size, self.size))
         path = self._folder / f"mask-{revision.mask_sha256}.npy"
-        if self._kept(path, np.uint8, 3) is None:
-            self._keep(path, self._square_mask(case, self._store.read_mask(revision)))
+        if kept_array(path, np.uint8, (None, self.size, self.size)) is None:
+            keep_array(path, self._square_mask(case, self._store.read_mask(revision)))
         planes: NDArray[np.uint8] = np.load(path, mmap_mode="r")
         return planes
 
-    def _kept(self, path: Path, dtype: type[np.generic], dimensions: int) -> NDArray[Any] | None:
-        """What the cache holds under a name, if it is whole and of the kind that is looked for."""
-        try:
-            planes: NDArray[Any] = np.load(path, mmap_mode="r")
-        except (OSError, ValueError, EOFError):
-            return None
-        fits = planes.dtype == dtype and planes.ndim == dimensions and planes.shape[-2:] == (self.size, self.size)
-        return planes if fits else None
-
     def _square_mask(self, case: Case, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        grid = SliceGrid.of(self._store.read_image(case).with_array(mask), self.size)
+        grid = SliceGrid.of(self._store.read_image(case).with_array(mask), self.size, self._axis)
         planes = torch.from_numpy(np.ascontiguousarray(grid.stack(mask))).float()[:, None]
         return (grid.to_square(planes)[:, 0] > 0.5).numpy().astype(np.uint8)
-
-    @staticmethod
-    def _keep(path: Path, array: NDArray[Any]) -> None:
-        beside = path.with_suffix(f".{uuid.uuid4().hex}.part")
-        try:
-            with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-                np.save(stream, array)
-            beside.replace(path)
-        except OSError as error:
-            beside.unlink(missing_ok=True)
-            raise UserError(
-                f"the study's cache could not be written ({error.strerror})", file=path.parent,
-                remedy="Check free disk space; nothing of the study was changed.",
-            ) from error  # fmt: skip
 
     def _path(self, case: Case) -> Path:
         return self._folder / f"{case.image_sha256}.npy"
@@ -136,8 +112,8 @@ class SliceBank:
 
     def _make(self, case: Case) -> None:
         volume = self._store.read_image(case)
-        grid = SliceGrid.of(volume, self.size)
+        grid = SliceGrid.of(volume, self.size, self._axis)
         stack = grid.stack(volume.array)
         planes = torch.from_numpy(IntensityScale.of(stack).apply(stack))
         planes = planes.movedim(-1, 1) if planes.ndim == 4 else planes[:, None]
-        self._keep(self._path(case), grid.to_square(planes).numpy().astype(np.float16))
+        keep_array(self._path(case), grid.to_square(planes).numpy().astype(np.float16))

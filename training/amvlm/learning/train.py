@@ -24,11 +24,13 @@ from amvlm.learning.generator_loss import mask_supervision
 from amvlm.learning.networks import Networks
 from amvlm.learning.opening import Opened, open_run
 from amvlm.learning.pictures import training_picture
+from amvlm.learning.planned import train_planned
 from amvlm.learning.runtime import Ahead, Clock, FiniteWatch, Means
 from amvlm.learning.study import LabelledCase
 from amvlm.learning.texts import TextTable
 from amvlm.losses import confident_bce, consistency_weight, masked_dice_bce, soft_dice_bce
 from amvlm.models import AmvlmModel
+from amvlm.models.student import Student
 from amvlm.store import LabelStore
 from amvlm.store.folders import model_target
 from amvlm.store.runs import RunFolder
@@ -61,6 +63,9 @@ def train(
     UserError
         If no training case is labelled, or the student cannot read these images.
     """
+    if settings.minutes > 0:
+        yield from train_planned(store, base, settings, run, name, resume, previous)
+        return
     opened = yield from open_run(store, base, settings, run, name, resume)
     settings, context = opened.settings, opened.context
     table = TextTable(context.study)
@@ -285,7 +290,7 @@ def _before(
 ) -> dict[str, dict[str, float]]:
     """An earlier model's Dice on the validation cases, where it has the same structures and the same image size."""
     names = context.study.names
-    if model is None or model.student is None or not held_out or model.image_size != context.bank.size:
+    if model is None or not isinstance(model.student, Student) or not held_out or model.image_size != context.bank.size:
         return {}
     if [structure.name for structure in model.card.structures] != names:
         return {}

@@ -33,10 +33,12 @@ from amvlm.models.description import (
 )
 from amvlm.models.encoders import EncoderRecipe
 from amvlm.models.generator import TextMaskGenerator, build_generator
+from amvlm.models.planned import PlannedStudent, read_plan
 from amvlm.models.student import Student, build_student
 from amvlm.models.vlm import VisionLanguageModel
 from amvlm.outside import read_small
 from amvlm.paths import check_name, check_regular
+from amvlm.planning import Plan
 from amvlm.store.folders import save_model_folder, standing
 
 __all__ = ["RESEARCH_ONLY", "AmvlmModel", "KnownStructure", "ModelCard", "read_card"]
@@ -50,11 +52,12 @@ class AmvlmModel:
     vlm: VisionLanguageModel
     generator: TextMaskGenerator
     generator_settings: GeneratorSettings
-    student: Student | None
+    student: Student | PlannedStudent | None
     student_settings: StudentSettings | None
     card: ModelCard
     prior: float = 0.05
     fingerprint: str = ""
+    plan: Plan | None = None
 
     @property
     def image_size(self) -> int:
@@ -97,6 +100,7 @@ class AmvlmModel:
             image=plain_recipe(vlm.image_recipe.config), image_type=vlm.image_recipe.model_type,
             text=plain_recipe(vlm.text_recipe.config), text_type=vlm.text_recipe.model_type,
             generator=self.generator_settings, student=self.student_settings,
+            plan=None if self.plan is None else self.plan.model_dump(mode="json"),
         )  # fmt: skip
         card = self.card.model_copy(update={"name": folder.name})
         files = {
@@ -142,6 +146,9 @@ class AmvlmModel:
             tokenizer = safe_tokenizer(read_small(file_of(stands, "tokenizer.json"), LONGEST_TOKENIZER).decode())
             _check_plain_file(weights)
             header = header_of(weights)
+        plan = None if architecture.plan is None else read_plan(architecture.plan, folder)
+        if plan is not None and plan.structures != tuple(structure.name for structure in card.structures):
+            raise UserError("the model's plan and card name other structures", file=folder, remedy="Copy it again.")
         _check_fit(architecture, card, tokenizer, header, folder)
         model = _built(architecture, card, tokenizer)
         with _sentences(folder):
@@ -166,9 +173,13 @@ def _built(architecture: Architecture, card: ModelCard, tokenizer: Tokenizer) ->
     if card.laterality == "image":
         vlm.read_image_sides(card.unswapped_texts())
     generator = build_generator(architecture.generator, vlm, architecture.prior)
-    student = build_student(architecture.student, len(card.structures)) if architecture.student else None
+    plan = None if architecture.plan is None else Plan.model_validate(architecture.plan)
+    student: Student | PlannedStudent | None = None if plan is None else PlannedStudent(plan)
+    if plan is None and architecture.student:
+        student = build_student(architecture.student, len(card.structures))
+    settings = architecture.student if plan is None else None
     return AmvlmModel(
-        vlm, generator, architecture.generator, student, architecture.student, card, architecture.prior
+        vlm, generator, architecture.generator, student, settings, card, architecture.prior, plan=plan
     )
 
 
@@ -212,7 +223,9 @@ def _check_use(model: AmvlmModel, folder: Path) -> None:
     image = torch.zeros(1, 3, size, size)
     try:
         answers = [model.vlm.embed_image(image), model.generator(image, model.vlm.embed_prompt(["a"])[None])]
-        if model.student is not None and model.student.planes * size * size <= _MOST_VOXELS:
+        if isinstance(model.student, PlannedStudent):
+            answers.append(model.student(torch.zeros(model.student.smallest_input)))
+        elif model.student is not None and model.student.planes * size * size <= _MOST_VOXELS:
             answers.append(model.student(torch.zeros(1, model.student.planes, size, size)))
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         raise UserError("the model's networks cannot be run", file=folder, remedy="Choose another model.") from error

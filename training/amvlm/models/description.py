@@ -98,6 +98,7 @@ class Architecture(BaseModel):
     text_type: Literal[TEXT_TYPES]  # type: ignore[valid-type]
     generator: GeneratorSettings
     student: StudentSettings | None
+    plan: dict[str, Any] | None = None
     prior: float = Field(gt=0, lt=1)
     format: Literal[3] = 3
     weights_sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$", description="of model.safetensors; older ones: none")

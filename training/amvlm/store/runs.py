@@ -41,6 +41,8 @@ class RunConfig(BaseModel):
     threads: int = Field(0, ge=0, le=4096)
     data_fingerprint: Annotated[str, Field(max_length=128)] = ""
     revisions: tuple[int, ...] = ()
+    plan: dict[str, Any] | None = Field(None, description="of a run by minutes")
+    generator_steps: int = Field(0, ge=0, le=1_000_000)
 
 
 class RunFolder:

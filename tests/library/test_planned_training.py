@@ -1,0 +1,428 @@
+"""Training by minutes: prepared study, patches, student, model on disk, session, resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from amvlm.cli import main
+from amvlm.config import TrainSettings
+from amvlm.errors import UserError
+from amvlm.events import AnyEvent, Finished, Note, Validation
+from amvlm.imaging import Volume
+from amvlm.imaging.regrid import grid_shape, resampled, resampled_labels
+from amvlm.inference import Session, find_model
+from amvlm.learning import RunFolder, planned_opening, planned_text, train
+from amvlm.learning.before import dices_before
+from amvlm.learning.fitting import patch_loss, pseudo_labelled
+from amvlm.learning.patches import PatchSampler, PreparedCase, augmented, plain
+from amvlm.learning.prepared import PreparedStudy
+from amvlm.learning.study import open_study
+from amvlm.losses import masked_dice_bce
+from amvlm.losses.exclusive import exclusive_dice_ce, structure_logits
+from amvlm.models import AmvlmModel
+from amvlm.models.half_unet import HalfUNet
+from amvlm.models.planned import PlannedStudent, grown_box, keep_largest_part, with_context
+from amvlm.models.scan import plan_input
+from amvlm.planning import Intensities, Machine, Normalisation, Plan
+from amvlm.store import LabelStore
+
+
+def _plan(**changes: object) -> Plan:
+    return Plan.model_validate(
+        {
+            "spacing_mm": (0.0, 1.0, 1.0), "patch": (1, 32, 32), "widths": (4, 8), "structures": ("a", "b"),
+            "largest_part": (False, False), "steps": 4, "minutes": 1, "batch_size": 4,
+        } | changes
+    )  # fmt: skip
+
+
+def _case(shape: tuple[int, int, int] = (5, 40, 50), name: str = "case") -> PreparedCase:
+    labels = np.zeros((shape[0], 1, *shape[1:]), np.uint8)
+    labels[1:4, 0, 10:20, 10:20], labels[1:4, 0, 10:20, 20:30] = 1, 2
+    image = np.random.default_rng(0).normal(size=(shape[0], 1, *shape[1:])).astype(np.float16) + labels
+    return PreparedCase(name, image, labels, np.ones(2, np.float32), (1.0, 1.0, 1.0))
+
+
+# -- the grid ------------------------------------------------------------------------------------------
+
+
+def test_grids_keep_the_extent() -> None:
+    assert grid_shape((10, 200, 100), (10.0, 1.5, 1.5), (0.0, 3.0, 0.75)) == (10, 100, 200)
+
+
+@pytest.mark.parametrize("factor", [0.4, 1.7, 3.0])
+def test_labels_of_another_resolution_never_dilate(factor: float) -> None:
+    rows, columns = np.mgrid[:60, :60]
+    disc = ((rows - 30) ** 2 + (columns - 30) ** 2 < 15**2).astype(np.uint8)[None]
+    shape = (1, round(60 * factor), round(60 * factor))
+    labels = resampled_labels([disc], shape, exclusive=True)
+    area = labels.sum() / factor**2
+    assert area == pytest.approx(disc.sum(), rel=0.03)
+
+
+def test_exclusive_labels_lie_side_by_side_and_overlapping_ones_stay_apart() -> None:
+    left, right = np.zeros((2, 1, 8, 9), np.uint8)
+    left[0, :, :5], right[0, :, 4:] = 1, 1
+    maps = resampled_labels([left, right], (1, 16, 18), exclusive=False)
+    assert (maps[:, 0] & maps[:, 1]).any()
+    right[0, :, 4] = 0
+    label = resampled_labels([left, right], (1, 16, 18), exclusive=True)
+    assert set(np.unique(label)) == {1, 2}
+
+
+def test_resampling_across_slices_is_linear() -> None:
+    planes = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 1, 2, 2)
+    assert resampled(planes, (8, 2, 2))[3:5, 0, 0, 0].tolist() == [1.25, 1.75]
+
+
+def test_ct_is_clipped_and_scaled_by_the_studys_foreground() -> None:
+    hounsfield = Intensities(low=-100, high=300, mean=100, sd=50)
+    plan = _plan(normalisation=Normalisation(modalities=("CT",), foreground=hounsfield))
+    volume = Volume(np.full((4, 5, 6), 1000, np.int16), np.diag([1.0, 1.0, 2.0, 1.0]), modality="CT")
+    planes, spacing = plan_input(volume, plan)
+    assert planes.shape == (6, 1, 4, 5)
+    assert spacing == (2.0, 1.0, 1.0)
+    assert torch.all(planes == 4.0)  # (300 − 100) / 50
+
+
+# -- losses --------------------------------------------------------------------------------------------
+
+
+def test_exclusive_loss_by_hand() -> None:
+    logits = torch.zeros(1, 3, 2, 2)
+    labels = torch.tensor([[[1, 1], [0, 0]]])
+    found = exclusive_dice_ce(logits, labels, torch.ones(1, 2))
+    dice = (2 * 2 / 3 + 1) / (4 / 3 + 2 + 1)  # p = 1/3 everywhere, two of four pixels; the absent one is skipped
+    assert float(found) == pytest.approx(np.log(3) + 1 - dice)
+
+
+def test_an_unjudged_structure_is_not_background() -> None:
+    logits = torch.zeros(1, 3, 2, 2)
+    logits[:, 2] = 5.0
+    known = torch.tensor([[1.0, 0.0]])
+    unjudged = exclusive_dice_ce(logits, torch.zeros(1, 2, 2, dtype=torch.int64), known)
+    assert unjudged.item() == pytest.approx(-np.log(1 - 1 / (2 + np.exp(5))), rel=1e-3)
+
+
+def test_structure_logits_are_positive_where_the_structure_wins() -> None:
+    logits = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+    margins = structure_logits(logits, exclusive=True)
+    winner = logits.argmax(1)
+    for structure in range(3):
+        assert torch.equal(margins[:, structure] > 0, winner == structure + 1)
+
+
+# -- the network and its answers -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(32, 32), (30, 41), (7, 5)])
+@pytest.mark.parametrize("strides", [(), ((1, 2, 2), (1, 2, 1))])
+def test_a_student_reads_any_size(size: tuple[int, int], strides: tuple[tuple[int, int, int], ...]) -> None:
+    plan = _plan(strides=strides, network="dynunet", widths=(4, 8, 8)) if strides else _plan()
+    assert PlannedStudent(plan)(torch.randn(2, 1, *size)).shape == (2, 3, *size)
+
+
+def test_folding_pixels_into_channels_loses_none() -> None:
+    network = HalfUNet(1, 3, (4, 8))
+    assert network.read.out_channels == 12
+    assert network(torch.randn(1, 1, 8, 8)).shape == (1, 3, 8, 8)
+
+
+def test_context_repeats_the_edges() -> None:
+    planes = torch.arange(3.0).view(3, 1, 1, 1)
+    assert with_context(planes, torch.tensor([0, 2]), 1).flatten(1).tolist() == [[0, 0, 1], [1, 2, 2]]
+
+
+def test_a_box_grows_within_the_volume() -> None:
+    box = (slice(0, 2), slice(10, 20), slice(28, 30))
+    assert grown_box(box, [4.0, 4.0, 10.0], (5, 40, 30)) == (slice(0, 3), slice(10, 20), slice(24, 30))
+
+
+def test_only_the_largest_part_is_kept() -> None:
+    logits = torch.full((1, 10, 10), -3.0)
+    logits[0, :4, :4], logits[0, 8:, 8:] = 2.0, 5.0
+    keep_largest_part(logits)
+    assert int((logits > 0).sum()) == 16
+    assert logits[0, 9, 9] == -10
+
+
+@pytest.mark.parametrize("patch", [(1, 32, 32), (1, 16, 16)])
+def test_answers_lie_on_the_scans_grid_and_the_region_is_found(patch: tuple[int, int, int]) -> None:
+    """A network that copies the intensity: the region keeps the large block, what is far from it is background."""
+    plan = _plan(patch=patch, structures=("a",), largest_part=(False,), exclusive=False, region_mm=(4.0, 12.0, 12.0))
+    student = PlannedStudent(plan)
+    student.network = torch.nn.Conv2d(1, 1, 1, bias=False)
+    torch.nn.init.ones_(student.network.weight)
+    planes = torch.full((5, 1, 60, 70), -1.0)
+    planes[1:4, 0, 10:20, 10:20], planes[4, 0, 50:53, 60:63] = 1.0, 1.0
+    logits = student.volume_logits(planes, (1.0, 1.0, 1.0))
+    assert logits.shape == (1, 5, 60, 70)
+    assert torch.equal(logits[0, 1:4, 10:20, 10:20] > 0, torch.ones(3, 10, 10, dtype=torch.bool))
+    assert int((logits > 0).sum()) == 300
+
+
+def test_accurate_answers_average_mirrored_copies() -> None:
+    plan = _plan(mirror=(True, True))
+    student = PlannedStudent(plan).eval()
+    planes = torch.randn(3, 1, 32, 32)
+    once, four = (student.volume_logits(planes, (1.0, 1.0, 1.0), accurate) for accurate in (False, True))
+    assert not torch.equal(once, four)
+    turned = student.volume_logits(planes.flip(-1), (1.0, 1.0, 1.0), accurate=True)
+    assert torch.allclose(four, turned.flip(-1), atol=1e-4)
+
+
+def test_a_3d_student_reads_blocks() -> None:
+    plan = _plan(
+        dimensions=3, spacing_mm=(1.0, 1.0, 1.0), patch=(8, 32, 32), network="dynunet", widths=(4, 8, 8),
+        strides=((1, 2, 2), (2, 2, 2)),
+    )  # fmt: skip
+    batch = PatchSampler(plan, [_case()]).draw(2, np.random.default_rng(0))
+    moved = augmented(batch, plan, np.random.default_rng(1))
+    assert moved.image.shape == (2, 8, 32, 32)
+    assert moved.labels.shape == (2, 1, 8, 32, 32)
+    student = PlannedStudent(plan)
+    assert patch_loss(student, moved).isfinite()
+    assert student.volume_logits(torch.randn(5, 1, 40, 50), (1.0, 1.0, 1.0)).shape == (2, 5, 40, 50)
+
+
+# -- patches -------------------------------------------------------------------------------------------
+
+
+def test_a_third_of_the_patches_is_centred_on_foreground() -> None:
+    plan = _plan(patch=(1, 4, 4), region_mm=(3.0, 30.0, 30.0))
+    case = _case((5, 200, 200))
+    rng = np.random.default_rng(0)
+    batch = plain(PatchSampler(plan, [case]).draw(600, rng), plan)
+    on_foreground = (batch.labels[:, 0, 2, 2] > 0).float().mean()
+    assert 0.33 < on_foreground < 0.6  # a third by design, and some of those that fall into the region
+
+
+def test_images_and_labels_move_together() -> None:
+    labels = np.zeros((1, 1, 64, 64), np.uint8)
+    labels[0, 0, 20:40, 25:45] = 1
+    case = PreparedCase("x", labels.astype(np.float16), labels, np.ones(1, np.float32), (1.0, 1.0, 1.0))
+    plan = _plan(structures=("a",), largest_part=(False,), patch=(1, 48, 48), mirror=(True, True), batch_size=16)
+    from amvlm.learning.patches import _moved
+
+    moved = _moved(PatchSampler(plan, [case]).draw(16, np.random.default_rng(0)), plan, np.random.default_rng(1))
+    assert ((moved.image > 0.5) == (moved.labels > 0.5)).float().mean() > 0.99
+
+
+def test_a_case_smaller_than_the_patch_and_one_slice_are_read() -> None:
+    plan = _plan(patch=(1, 64, 64))
+    small = _case((1, 40, 30))
+    batch = augmented(PatchSampler(plan, [small]).draw(4, np.random.default_rng(0)), plan, np.random.default_rng(0))
+    assert batch.image.shape == (4, 1, 64, 64)
+    assert batch.image.isfinite().all()
+
+
+def test_the_same_chance_draws_the_same_patches() -> None:
+    plan, cases = _plan(), [_case()]
+    first, second = (
+        augmented(PatchSampler(plan, cases).draw(4, np.random.default_rng(3)), plan, np.random.default_rng(4))
+        for _ in range(2)
+    )
+    assert torch.equal(first.image, second.image)
+
+
+def test_overlapping_structures_learn_by_a_sigmoid_each() -> None:
+    plan = _plan(exclusive=False)
+    student = PlannedStudent(plan)
+    batch = PatchSampler(plan, [_case()]).draw(2, np.random.default_rng(0))
+    stacked = torch.cat([batch.labels == 1, batch.labels == 2], 1).float()
+    both = plain(batch._replace(labels=stacked), plan)
+    expected = masked_dice_bce(student.eval()(both.image), both.labels, both.known)
+    assert patch_loss(student, both).item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_pseudo_labels_leave_what_was_judged_and_what_was_rejected(exclusive: bool) -> None:
+    """Structure a was judged, b is missing, c was rejected; the student says that everything is b."""
+    names = {"structures": ("a", "b", "c"), "largest_part": (False,) * 3, "exclusive": exclusive}
+    student = PlannedStudent(_plan(**names)).eval()
+    outputs = student.plan.outputs
+    student.network = torch.nn.Conv2d(1, outputs, 1)
+    torch.nn.init.zeros_(student.network.weight)
+    with torch.no_grad():
+        student.network.bias.fill_(-5.0)[outputs - 2] = 5.0
+    labels = np.zeros((3, 1 if exclusive else 3, 32, 32), np.uint8)
+    labels[1, 0, 5:9, 5:9] = 1
+    case = PreparedCase("x", np.zeros((3, 1, 32, 32), np.float16), labels, np.array([1, 0, 0], np.float32), (1, 1, 1))
+    found = pseudo_labelled(student, case, np.array([0, 1, 0], np.float32))
+    assert found.known.tolist() == [1, 1, 0]
+    assert np.array_equal(found.mask(0), labels[:, 0] == 1)
+    assert found.mask(1).sum() == 3 * 32 * 32 - (16 if exclusive else 0)
+    assert not found.mask(2).any()
+
+
+# -- a session -----------------------------------------------------------------------------------------
+
+
+def _planned_model(model: AmvlmModel, **changes: object) -> AmvlmModel:
+    """An untrained planned student, which copies intensities, beside the text side of ``model``."""
+    plan = _plan(structures=("anterior hippocampus",), largest_part=(True,), exclusive=False, **changes)
+    student = PlannedStudent(plan)
+    student.network = torch.nn.Conv2d(1, 1, 1, bias=False)
+    torch.nn.init.ones_(student.network.weight)
+    return dataclasses.replace(model, student=student.eval(), student_settings=None, plan=plan)
+
+
+def _scan() -> Volume:
+    """A large bright block and a small one far from it, on a coarse, oddly shaped grid."""
+    array = np.zeros((44, 36, 9), np.float32)
+    array[5:20, 5:20, 2:8], array[40:43, 30:34, 8] = 1.0, 1.0
+    return Volume(array, np.diag([1.0, 1.0, 4.0, 1.0]))
+
+
+def test_a_session_answers_the_slice_on_screen_first_and_drops_small_parts_at_the_end(
+    build_model: Callable[..., AmvlmModel],
+) -> None:
+    session = Session(_planned_model(build_model()), _scan())
+    results = list(session.segment("anterior hippocampus", visible=8))
+    assert results[0].indices == [8]
+    assert results[0].prediction[0][41, 32] > 127  # not known yet to be a part of its own
+    assert results[-1].indices == [8]
+    assert results[-1].prediction[0][41, 32] == 0
+    again = session.segment_volume("anterior hippocampus")
+    truth = np.zeros(session.shape, bool)
+    truth[5:20, 5:20, 2:8] = True
+    assert np.array_equal(again["prediction"] > 127, truth)
+
+
+def test_text_and_prediction_meet_on_the_plans_grid(build_model: Callable[..., AmvlmModel]) -> None:
+    model = _planned_model(build_model(), spacing_mm=(0.0, 2.0, 2.0))
+    session = Session(model, _scan())
+    masks = session.segment_volume("anterior hippocampus")
+    lower = np.minimum(masks["text mask"], masks["prediction"]).astype(int)
+    upper = np.maximum(masks["text mask"], masks["prediction"]).astype(int)
+    assert ((masks["merged"] >= lower - 1) & (masks["merged"] <= upper + 1)).all()
+    assert session.signs("anterior hippocampus") is not None
+    unknown = session.segment_volume("liver")
+    assert not unknown["prediction"].any()
+    assert np.array_equal(unknown["merged"], unknown["text mask"])
+
+
+def test_a_scan_stored_otherwise_gets_the_same_mask(build_model: Callable[..., AmvlmModel]) -> None:
+    model, scan = _planned_model(build_model()), _scan()
+    flipped = Volume(scan.array.transpose(2, 0, 1)[:, ::-1], _flipped_affine())
+    first, second = (Session(model, each).segment_volume("anterior hippocampus") for each in (scan, flipped))
+    assert np.array_equal(first["prediction"], second["prediction"])
+
+
+def _flipped_affine() -> np.ndarray:
+    """Storage axes slices, rows (reversed), columns → the world of :func:`_scan`."""
+    return np.array([[0, -1.0, 0, 43], [0, 0, 1.0, 0], [4.0, 0, 0, 0], [0, 0, 0, 1]])
+
+
+# -- a run ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which a tenth of a minute holds few steps, whatever this one is."""
+    monkeypatch.setattr(planned_opening, "measured_machine", lambda *_: Machine(seconds_per_megapixel=40.0))
+    monkeypatch.setattr(planned_text, "_MOST", 3)
+    monkeypatch.setattr(planned_text, "_FEWEST", 2)
+    monkeypatch.setattr(planned_opening, "text_steps", lambda *_: 2)
+
+
+@pytest.fixture
+def validated_store(sample_store: LabelStore) -> LabelStore:
+    """The sample study with two validation cases judged."""
+    for case in sample_store.cases("val")[:2]:
+        for structure in sample_store.structures():
+            mask = sample_store.read_reference(case, structure.name)
+            if mask is not None:
+                sample_store.accept(case.case_id, structure.name, mask)
+    return sample_store
+
+
+def _train(
+    store: LabelStore, model: AmvlmModel, run: str, broken: bool = False, resume: bool = False
+) -> list[AnyEvent]:
+    """Train for 0.4 minutes; ``broken`` ends, as a kill would, after the first checkpoint."""
+    settings = TrainSettings(minutes=0.4, batch_size=4, threads=1, precision="fp32", checkpoint_every=20, device="cpu")
+    events: list[AnyEvent] = []
+    with RunFolder(store.folder / "runs" / run) as folder:
+        for event in train(store, model, settings, folder, run, resume=resume):
+            events.append(event)
+            if broken and any((folder.path / "student").glob("checkpoint-*")):
+                break
+    return events
+
+
+def test_a_planned_run_saves_a_model_that_segments_on_the_scans_grid(
+    validated_store: LabelStore, build_model: Callable[..., AmvlmModel], quick: None
+) -> None:
+    sample_store = validated_store
+    events = _train(sample_store, build_model(), "first")
+    assert isinstance(events[-1], Finished)
+    said = next(e.text for e in events if isinstance(e, Note))
+    assert said.startswith("The plan: 2-D, 1 mm, patches of")
+    assert any(isinstance(e, Validation) and e.student for e in events)
+    folder = sample_store.folder / "models" / "first"
+    model = AmvlmModel.load(folder)
+    assert model.plan is not None
+    assert all(s.text_weight == 0.0 and s.expected_dice is None for s in model.card.structures)  # two cases are few
+    assert model.plan.structures == tuple(s.name for s in model.card.structures)
+    case = sample_store.cases("test")[0]
+    volume = sample_store.read_image(case)
+    session = Session(model, volume)
+    masks = session.segment_volume(model.plan.structures[0])
+    assert all(mask.shape == session.shape for mask in masks.values())
+    assert session.signs(model.plan.structures[0]) is not None
+    kept = json.loads((folder / "config.json").read_text())
+    kept["plan"]["version"] = 99
+    (folder / "config.json").write_text(json.dumps(kept))
+    with pytest.raises(UserError, match="another version"):
+        AmvlmModel.load(folder)
+
+
+def test_the_model_so_far_is_measured_on_the_new_grid(
+    validated_store: LabelStore, build_model: Callable[..., AmvlmModel]
+) -> None:
+    study = open_study(validated_store)
+    plan = _plan(structures=tuple(study.names))
+    prepared = PreparedStudy(validated_store, plan)
+    list(prepared.prepare(list(study.cases.values())))
+    cases = [prepared.case(case_id, own) for case_id, own in study.validation.items()]
+    bundled = AmvlmModel.load(find_model("bundled"))
+    dices = dices_before(bundled, study, plan, cases, torch.device("cpu"))
+    assert set(dices) == set(study.names)
+    assert all(dice > 0.7 for dice in dices.values())
+    as_planned = _planned_model(build_model())
+    assert set(dices_before(as_planned, study, plan, cases, torch.device("cpu"))) == {"anterior hippocampus"}
+    assert dices_before(None, study, plan, cases, torch.device("cpu")) == {}
+
+
+def test_the_plan_is_printed_with_its_reasons(
+    sample_store: LabelStore, quick: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    main(["plan", str(sample_store.folder), "--minutes", "2", "--json", str(tmp_path / "plan.json")])
+    printed = capsys.readouterr().out
+    assert printed.startswith("2-D, 1 mm, patches of")
+    assert "they never overlap in the accepted masks" in " ".join(printed.replace("│", " ").split())
+    assert Plan.model_validate_json((tmp_path / "plan.json").read_text()).minutes == 2
+    with pytest.raises(SystemExit):
+        main(["plan", str(sample_store.folder), "--minutes", "0.02"])
+    assert "too few" in capsys.readouterr().err
+
+
+def test_a_run_broken_off_goes_on_to_the_same_bytes(
+    validated_store: LabelStore, build_model: Callable[..., AmvlmModel], quick: None
+) -> None:
+    sample_store, model = validated_store, build_model()
+    _train(sample_store, model, "whole")
+    _train(sample_store, model, "broken", broken=True)
+    _train(sample_store, model, "broken", resume=True)
+    whole, broken = (
+        (sample_store.folder / "models" / name / "model.safetensors").read_bytes() for name in ("whole", "broken")
+    )
+    assert whole == broken

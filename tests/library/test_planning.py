@@ -1,0 +1,231 @@
+"""Fingerprint and plan: the rules by hand-worked cases (METHOD §8)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from amvlm.errors import UserError
+from amvlm.planning import (
+    CaseFacts,
+    Fingerprint,
+    Intensities,
+    Machine,
+    Plan,
+    StructureFacts,
+    bounding_box,
+    intensities,
+    looks_like_hounsfield,
+    make_plan,
+    mask_facts,
+    overlap,
+    structure_facts,
+)
+from amvlm.planning.rules import FEWEST_PATCHES, level_strides, seconds_per_patch
+
+
+def _structure(name: str, extent: tuple[float, float, float], cases: int = 14, parts: int = 1) -> StructureFacts:
+    return StructureFacts(name=name, cases=cases, extent_mm=extent, largest_extent_mm=extent, slices=8, parts=parts)
+
+
+def _heart(**changes: Any) -> Fingerprint:
+    """Cardiac MR as in ACDC: 9 slices of 216 × 256 at 1.5 mm, 10 mm apart."""
+    return Fingerprint(
+        **{
+            "cases": (CaseFacts(shape=(9, 216, 256), spacing_mm=(10, 1.5, 1.5), modality="MR"),) * 5,
+            "structures": (_structure("ventricle", (80, 84, 100)), _structure("myocardium", (80, 70, 70))),
+            "exclusive": True, "region_mm": (80, 90, 120), "labelled": 14, "unlabelled": 126, "minutes": 7,
+            "machine": Machine(seconds_per_megapixel=1.0),
+        } | changes
+    )  # fmt: skip
+
+
+def test_a_plan_of_cardiac_scans_by_hand() -> None:
+    plan = make_plan(_heart())
+    assert plan.dimensions == 2  # 9 slices are fewer than 10
+    assert plan.spacing_mm == (0.0, 1.5, 1.5)
+    assert plan.patch == (1, 96, 112)  # 1.5 · 84 / 1.5 = 84 → 96; 1.5 · 100 / 1.5 = 100 → 112
+    assert plan.region_mm == (120, 135, 180)
+    assert plan.widths == (32, 64, 128, 256)
+    # 7 min · 60 s · 0.8 = 336 s; a patch costs 0.010752 Mpx · 1 s = 0.010752 s: 31,250 patches, 3,906 steps of 8
+    assert plan.steps == 3_906
+    assert plan.exclusive
+    assert plan.largest_part == (True, True)
+    assert plan.outputs == 3
+    assert plan.recipe == "two_phase"
+    assert plan.sentence() == "2-D, 1.5 mm, patches of 96×112, 3,906 steps of 8, about 7 minutes"
+
+
+def test_every_choice_has_its_reason() -> None:
+    choices = {reason.choice for reason in make_plan(_heart()).reasons}
+    assert {"dimensions", "grid", "patch", "region", "intensities", "structures", "length"} <= choices
+
+
+def test_a_plan_survives_json() -> None:
+    plan = make_plan(_heart())
+    assert Plan.model_validate_json(plan.model_dump_json()) == plan
+
+
+def test_a_plan_of_another_version_is_refused() -> None:
+    stored = make_plan(_heart()).model_dump() | {"version": 2}
+    with pytest.raises(ValueError, match="version"):
+        Plan.model_validate(stored)
+
+
+def test_few_minutes_shrink_width_then_patch_then_double_the_spacing() -> None:
+    slow = Machine(seconds_per_megapixel=4.0)
+    narrow = make_plan(_heart(minutes=6, machine=slow))  # 288 s; 32 channels: 0.043 s each, 6,697 patches
+    assert narrow.widths == (24, 48, 96, 192)
+    assert narrow.patch == (1, 96, 112)
+    small = make_plan(_heart(minutes=1.5, machine=slow))  # 72 s; 16 channels and 80 × 96 px: 0.0088 s each
+    assert small.widths == (16, 32, 64, 128)
+    assert small.patch == (1, 80, 96)
+    coarse = make_plan(_heart(minutes=0.5, machine=slow))
+    assert coarse.spacing_mm == (0.0, 3.0, 3.0)
+    for plan in (narrow, small, coarse):
+        assert plan.steps * plan.batch_size >= FEWEST_PATCHES - plan.batch_size
+
+
+def test_the_spacing_doubles_only_while_small_structures_keep_eight_pixels() -> None:
+    slow = Machine(seconds_per_megapixel=4.0)
+    adrenal = (_structure("adrenal", (20, 18, 20)), _structure("liver", (80, 84, 100)))
+    plan = make_plan(_heart(minutes=0.5, machine=slow, structures=adrenal))  # 18 mm are 6 pixels of 3 mm
+    assert plan.spacing_mm == (0.0, 1.5, 1.5)
+    assert "fewer than the 8,000" in next(r.why for r in plan.reasons if r.choice == "length")
+
+
+def test_too_few_minutes_are_refused_with_how_many_would_do() -> None:
+    with pytest.raises(UserError, match="too few") as error:
+        make_plan(_heart(minutes=0.02, machine=Machine(seconds_per_megapixel=50.0)))
+    assert "--minutes" in str(error.value)
+
+
+def test_isotropic_volumes_are_3d_where_the_device_carries_it_and_2d_where_not() -> None:
+    brain = {
+        "cases": (CaseFacts(shape=(50, 36, 35), spacing_mm=(1, 1, 1), modality="MR"),) * 3,
+        "structures": (_structure("anterior", (20, 22, 18)),),
+        "region_mm": (24.0, 30.0, 20.0),
+    }
+    on_cpu = make_plan(_heart(**brain))
+    assert on_cpu.dimensions == 2
+    assert "3-D blocks" in next(r.why for r in on_cpu.reasons if r.choice == "dimensions")
+    on_gpu = make_plan(_heart(**brain, machine=Machine(device="cuda", memory_gib=16, seconds_per_megapixel=0.02)))
+    assert on_gpu.dimensions == 3
+    assert on_gpu.network == "dynunet"
+    assert on_gpu.patch == (64, 48, 48)
+    assert on_gpu.inputs == 1
+
+
+def test_strides_wait_for_the_thick_axis() -> None:
+    assert level_strides((16, 64, 64), (4.0, 1.0, 1.0), 5) == ((1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2))
+    assert level_strides((1, 176, 176), (10.0, 1.0, 1.0), 6)[-1] == (1, 1, 1)  # 11 pixels cannot be halved
+    assert level_strides((8, 8, 64), (1.0, 1.0, 1.0), 3) == ((2, 2, 2), (1, 1, 2))
+
+
+def test_pictures_are_read_whole_and_keep_all_parts() -> None:
+    xray = make_plan(
+        _heart(
+            cases=(CaseFacts(shape=(1, 224, 224), spacing_mm=(1, 1, 1)),), planar=True, unlabelled=0,
+            structures=(_structure("infection", (1, 110, 150)),), region_mm=(1, 110, 150),
+        )
+    )  # fmt: skip
+    assert xray.patch == (1, 224, 224)
+    assert xray.region_mm is None
+    assert xray.largest_part == (False,)
+    assert xray.recipe == "labelled"
+
+
+def test_ct_is_scaled_by_its_foreground_and_mr_beside_it_by_itself() -> None:
+    hounsfield = Intensities(low=-100, high=200, mean=40, sd=50)
+    ct = CaseFacts(shape=(9, 216, 256), spacing_mm=(10, 1.5, 1.5), modality="CT")
+    only_ct = make_plan(_heart(cases=(ct,), foreground=hounsfield)).normalisation
+    assert only_ct.for_scan("CT") == hounsfield
+    assert only_ct.for_scan("") == hounsfield
+    assert only_ct.for_scan("MR") is None
+    both = make_plan(_heart(cases=(ct, _heart().cases[0]), foreground=hounsfield))
+    assert both.normalisation.for_scan("") is None
+    assert "MR in the same study" in next(r.why for r in both.reasons if r.choice == "intensities")
+
+
+def test_a_tenfold_spread_of_spacings_is_said() -> None:
+    odd = CaseFacts(shape=(9, 216, 256), spacing_mm=(10, 15, 15), modality="MR")
+    plan = make_plan(_heart(cases=(*_heart().cases, odd)))
+    assert "10-fold" in next(r.why for r in plan.reasons if r.choice == "grid")
+
+
+def test_a_structure_larger_than_the_patch_is_said() -> None:
+    wide = _heart(
+        cases=(CaseFacts(shape=(9, 1000, 1000), spacing_mm=(10, 1.0, 1.0)),),
+        structures=(_structure("colon", (80, 300, 400)),), region_mm=(80, 300, 400),
+    )  # fmt: skip
+    plan = make_plan(wide)
+    assert max(plan.patch) == 160
+    assert "does not fit into a patch" in next(r.why for r in plan.reasons if r.choice == "patch")
+
+
+def test_overlapping_structures_get_a_sigmoid_each() -> None:
+    plan = make_plan(_heart(exclusive=False))
+    assert not plan.exclusive
+    assert plan.outputs == 2
+
+
+def test_narrower_networks_cost_less() -> None:
+    facts = _heart()
+    wide, narrow = (seconds_per_patch(facts, (1, 128, 128), width, 2) for width in (32, 16))
+    assert wide == pytest.approx(0.016384)
+    assert narrow == pytest.approx(0.016384 * 0.5**1.8)
+
+
+def test_facts_of_a_mask_by_hand() -> None:
+    mask = np.zeros((5, 20, 30), np.uint8)
+    mask[1:4, 2:12, 5:20] = 1
+    mask[4, 19, 29] = 1  # a speck: 1 of 451 voxels is no part, but lies in the box
+    facts = mask_facts(mask, (10.0, 1.5, 2.0))
+    assert facts is not None
+    assert facts.extent_mm == (40.0, 27.0, 50.0)
+    assert (facts.slices, facts.parts) == (4, 1)
+    assert mask_facts(np.zeros_like(mask), (1, 1, 1)) is None
+    assert bounding_box(mask) == (slice(1, 5), slice(2, 20), slice(5, 30))
+    together = structure_facts("liver", [facts, facts.model_copy(update={"parts": 2})])
+    assert (together.cases, together.parts, together.extent_mm) == (2, 2, (40.0, 27.0, 50.0))
+    assert structure_facts("spleen", []).cases == 0
+
+
+def test_structures_overlap_only_where_a_voxel_belongs_to_two() -> None:
+    first, second = np.zeros((2, 4, 4, 4), np.uint8)
+    first[0], second[1] = 1, 1
+    assert not overlap([first, second])
+    second[0, 0, 0] = 1
+    assert overlap([first, second])
+
+
+def test_a_ct_without_a_modality_is_known_by_its_air() -> None:
+    air = np.full((10, 20, 20), -1000, np.int16)
+    air[3:7, 5:15, 5:15] = 60
+    assert looks_like_hounsfield(air)
+    assert not looks_like_hounsfield(air + 1000)
+    assert not looks_like_hounsfield(np.full((2, 2, 2), np.nan))
+
+
+def test_foreground_intensities_by_hand() -> None:
+    found = intensities([np.linspace(0, 100, 201), np.linspace(0, 100, 201)])
+    assert found is not None
+    assert (found.low, found.high, found.mean) == pytest.approx((0.5, 99.5, 50.0), abs=0.1)
+    assert intensities([]) is None
+
+
+def test_a_small_gpu_gets_small_blocks() -> None:
+    chest = {
+        "cases": (CaseFacts(shape=(300, 400, 400), spacing_mm=(1, 1, 1)),),
+        "structures": (_structure("lung", (280, 300, 380)),),
+        "region_mm": (280.0, 300.0, 380.0),
+    }
+    sizes = [
+        make_plan(_heart(**chest, machine=Machine(device="cuda", memory_gib=gib, seconds_per_megapixel=0.001))).patch
+        for gib in (4, 11, 80)
+    ]
+    voxels = [int(np.prod(size)) for size in sizes]
+    assert voxels == sorted(voxels)
+    assert voxels[0] <= 128**3 * 4 / 11 < voxels[1] <= 128**3 < voxels[2] <= 160**3

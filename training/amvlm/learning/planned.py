@@ -1,0 +1,229 @@
+"""``amvlm train --minutes``: a student that fits the study, by its plan (METHOD §8)."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import datetime
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from amvlm.config import TrainSettings
+from amvlm.events import AnyEvent, Finished, Note, Progress, Validation
+from amvlm.learning.before import dices_before
+from amvlm.learning.calibration import enough, fit_expected_dice, fit_text_weights, mean_dices
+from amvlm.learning.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from amvlm.learning.fitting import Phase, answer, case_dices, fit, optimiser_of, pseudo_labelled
+from amvlm.learning.networks import Networks
+from amvlm.learning.patches import PreparedCase
+from amvlm.learning.planned_opening import PlannedRun, open_planned
+from amvlm.learning.planned_text import TEXT_SHARE, on_plan_grid, teach_text
+from amvlm.learning.runtime import Clock, FiniteWatch, Means
+from amvlm.learning.study import LabelledCase, load_labelled
+from amvlm.learning.texts import TextTable
+from amvlm.models import AmvlmModel
+from amvlm.models.planned import PlannedStudent
+from amvlm.planning import Plan
+from amvlm.store import LabelStore
+from amvlm.store.folders import model_target
+from amvlm.store.runs import RunFolder
+
+FIRST_PHASE = 0.4
+PSEUDO_SHARE = 0.5
+_LOOKS = 5
+_LOOKED_AT = 8
+
+
+def train_planned(
+    store: LabelStore,
+    base: AmvlmModel,
+    settings: TrainSettings,
+    run: RunFolder,
+    name: str,
+    resume: bool = False,
+    previous: AmvlmModel | None = None,
+) -> Iterator[AnyEvent]:
+    """Fingerprint, plan, student, text mask; save ``models/<name>``.
+
+    Yields
+    ------
+    Event
+        Started after the plan, Progress, Validation on the plan's grid, and Finished.
+
+    Raises
+    ------
+    UserError
+        If no training case is labelled, the minutes are too few, or the run began with another plan's version.
+    """
+    opened = yield from open_planned(store, base, settings, run, name, resume)
+    context, plan = opened.context, opened.plan
+    clock = Clock(plan.steps)
+    before = dices_before(previous, context.study, plan, opened.held_out, context.device)
+    if before:
+        yield Validation(step=0, student=before, text_mask={}, merged={})
+    student = yield from _student(opened, resume)
+    networks = yield from _text(opened, base, resume)
+    if student is None:
+        yield Note(level="warning", text=f"Stopped before the first step: {name} makes no prediction.")
+    else:
+        yield from _calibrate(opened, networks, student)
+    earlier = {"student": before} if before else {}
+    model = networks.as_model(base, context.study, settings, name, earlier, len(opened.labelled))
+    card = model.card.model_copy(update={"created": datetime.date.today().isoformat()})
+    kept = None if student is None else plan
+    model = dataclasses.replace(model, student=student, student_settings=None, plan=kept, card=card)
+    model.to("cpu").save(model_target(store.folder, name))
+    store.record_consumed(run.name, context.study.snapshot)
+    yield Finished(model=name, stopped_early=run.stop_asked(), seconds=clock.seconds)
+
+
+def _student(opened: PlannedRun, resume: bool) -> Generator[AnyEvent, None, PlannedStudent | None]:
+    """All phases of the student, from the newest checkpoint of a resumed run; None if no step was made."""
+    plan, context = opened.plan, opened.context
+    torch.manual_seed(opened.settings.seed)
+    student = PlannedStudent(plan)
+    student.to(context.device, memory_format=_memory(plan))  # type: ignore[call-overload]
+    first = copy.deepcopy(student)
+    optimiser = optimiser_of(student)
+    folder, done = context.run.path / "student", 0
+    if resume and checkpoints(folder):
+        done, _, doubt = load_checkpoint(folder, {"student": student, "first": first}, optimiser)
+        if doubt:
+            yield Note(level="warning", text=doubt)
+    lengths = _lengths(plan)
+    for number, length in enumerate(lengths):
+        before = sum(lengths[:number])
+        step = max(0, done - before)
+        if step >= length:
+            continue
+        if number > 0 and step == 0:
+            first.load_state_dict(student.state_dict())
+            optimiser = optimiser_of(student)
+        if context.stop_asked():
+            break
+        groups = [(opened.labelled, plan.batch_size)]
+        if number > 0:
+            pseudo = yield from _pseudo(opened, first)
+            half = round(PSEUDO_SHARE * plan.batch_size)
+            groups = [(opened.labelled, plan.batch_size - half), (pseudo, half)]
+        parts = {"student": student, "first": first}
+        phase = Phase(number, length, groups)
+        done = before + (yield from _run(opened, student, phase, optimiser, parts, step, before))
+    return student.eval() if done else None
+
+
+def _run(
+    opened: PlannedRun, student: PlannedStudent, phase: Phase, optimiser: torch.optim.Optimizer,
+    parts: dict[str, Any], first: int, before: int,
+) -> Generator[AnyEvent, None, int]:  # fmt: skip
+    """One phase: progress, a look at some validation cases now and then, checkpoints; returns its steps so far."""
+    context, total = opened.context, opened.plan.steps
+    broken = opened.plan.dimensions == 3 and context.device.type == "cpu"  # torch's bf16 gradients are wrong there
+    bf16 = context.accelerator.mixed_precision == "bf16" and not broken
+    clock, means, watch = Clock(total, before + first), Means(), FiniteWatch()
+    look = max(1, phase.steps // _LOOKS)
+    for step, loss in fit(student, phase, optimiser, opened.settings.seed, first, bf16, context.stop_asked):
+        done, last = before + step + 1, step + 1 == phase.steps
+        losses = {"Dice + CE": loss}
+        watch.see(step, losses, [])
+        means.add(losses)
+        if clock.due() or last:
+            watch.check()
+            yield Progress(
+                stage="training" if phase.number == 0 else "training on all scans", step=done, steps=total,
+                losses=means.take(), seconds_left=_left(clock, done, opened.plan),
+            )  # fmt: skip
+        if opened.held_out and ((step + 1) % look == 0 or last):
+            cases = opened.held_out if last else opened.held_out[:: max(1, len(opened.held_out) // _LOOKED_AT)]
+            yield Validation(step=done, student=_dices(opened, student, cases), text_mask={}, merged={})
+        if (step + 1) % opened.settings.checkpoint_every == 0 or last:
+            watch.check()
+            save_checkpoint(context.run.path / "student", done, parts, optimiser, {})
+        first = step + 1
+    return first
+
+
+def _pseudo(opened: PlannedRun, first: PlannedStudent) -> Generator[AnyEvent, None, list[PreparedCase]]:
+    """What the labelled-only network says of the unlabelled scans, judged structures kept as they are."""
+    study, found = opened.context.study, []
+    for done, case_id in enumerate(study.unlabelled):
+        if opened.context.stop_asked():
+            break
+        case = opened.prepared.case(case_id, study.training.get(case_id, {}))
+        missing = np.array([float(name in study.missing[case_id]) for name in study.names], np.float32)
+        found.append(pseudo_labelled(first, case, missing))
+        yield Progress(stage="labelling the other scans", step=done + 1, steps=len(study.unlabelled))
+    return found or list(opened.labelled)
+
+
+def _dices(opened: PlannedRun, student: PlannedStudent, cases: Sequence[PreparedCase]) -> dict[str, float]:
+    table = np.array([case_dices(answer(student, case), case) for case in cases])
+    means = {name: table[:, s][~np.isnan(table[:, s])] for s, name in enumerate(opened.plan.structures)}
+    return {name: round(float(dices.mean()), 4) for name, dices in means.items() if len(dices)}
+
+
+def _text(opened: PlannedRun, base: AmvlmModel, resume: bool) -> Generator[AnyEvent, None, Networks]:
+    """The text mask's generator still reads the encoder's square; its masks are brought onto the plan's grid."""
+    context, study = opened.context, opened.context.study
+    table = TextTable(study)
+    labelled = load_labelled(context.bank, study.names, study.training)
+    torch.manual_seed(opened.settings.seed)
+    networks = Networks.fresh(base, opened.settings, labelled, context, table, resume)
+    yield from teach_text(context, networks, table, labelled, opened.settings, opened.generator_steps, resume)
+    return networks
+
+
+def _calibrate(opened: PlannedRun, networks: Networks, student: PlannedStudent) -> Iterator[AnyEvent]:
+    """α and what the signs of quality foretell, on validation cases; where those are fewer than five both are unknown,
+    and the merged mask is the prediction alone: a text mask that nobody measured must not hurt."""
+    study, names = opened.context.study, opened.context.study.names
+    table = TextTable(study)
+    networks.text_weights = [0.0] * len(names)
+    judged = [
+        LabelledCase(case.case_id, [case.mask(s).astype(np.uint8) for s in range(len(names))], case.known)
+        for case in opened.held_out
+    ]
+    if not enough(judged, len(names)):
+        yield Note(
+            level="warning",
+            text="Fewer than five validation cases are labelled: quality is unknown, and the merged mask is the "
+            "prediction alone. Accept a few cases of the validation split.",
+        )
+    if not judged:
+        return
+    found = []
+    for done, (case, own) in enumerate(zip(opened.held_out, judged, strict=True)):
+        found.append(on_plan_grid(opened.context, networks, table, opened.plan, case, own, answer(student, case)))
+        yield Progress(stage="measuring", step=done + 1, steps=len(judged))
+    if enough(judged, len(names)):
+        networks.calibration = "validation cases"
+        if opened.settings.merge == "gated":
+            networks.text_weights = fit_text_weights(found, len(names))
+        else:
+            networks.text_weights = [0.5] * len(names)
+        networks.expected_dice = fit_expected_dice(found, networks.text_weights)
+    dices = mean_dices(found, names, networks.text_weights)
+    networks.keep_if_best(dices)
+    yield Validation(
+        step=opened.plan.steps, student=dices["student"], text_mask=dices["text_mask"], merged=dices["merged"]
+    )
+
+
+def _left(clock: Clock, done: int, plan: Plan) -> float | None:
+    """Seconds to the end of the run: the student's, and the text mask's share after it."""
+    student = clock.left(done)
+    return None if student is None else student + 60 * TEXT_SHARE * plan.minutes
+
+
+def _lengths(plan: Plan) -> list[int]:
+    if plan.recipe == "labelled":
+        return [plan.steps]
+    first = round(FIRST_PHASE * plan.steps)
+    return [first, plan.steps - first]
+
+
+def _memory(plan: Plan) -> torch.memory_format:
+    return torch.channels_last if plan.dimensions == 2 else torch.contiguous_format

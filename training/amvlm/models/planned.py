@@ -1,0 +1,236 @@
+"""The student that a plan describes: it reads patches on the plan's grid and answers on whole volumes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.inferers import sliding_window_inference
+from monai.networks.nets import DynUNet
+from pydantic import ValidationError
+from scipy import ndimage
+from torch import Tensor, nn
+
+from amvlm.errors import UserError
+from amvlm.losses.exclusive import structure_logits
+from amvlm.models.half_unet import HalfUNet
+from amvlm.planning import Plan, bounding_box
+
+SURELY_NOT = -10.0
+"""Logit of what lies outside the region, or in a smaller part than the largest."""
+_WINDOWS = 8
+Box = tuple[slice, slice, slice]
+
+
+class PlannedStudent(nn.Module):
+    """A network that works on the plan's grid.
+
+    In two dimensions it reads patches (B, inputs, H, W); in three, blocks (B, planes, H, W).
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self.plan = plan
+        self.network = _network(plan)
+        steps = plan.strides or ((1, 2, 2),) * len(plan.widths)
+        self._multiple = [math.prod(step[axis] for step in steps) for axis in range(3 - plan.dimensions, 3)]
+
+    @property
+    def smallest_input(self) -> tuple[int, int, int, int]:
+        """Shape of a small input that the network reads."""
+        return 1, self.plan.inputs if self.plan.dimensions == 2 else min(16, self.plan.patch[0]), 32, 32
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits as the loss takes them: (B, outputs, H, W), in 3-D (B, outputs, planes, H, W)."""
+        shape = image.shape[-self.plan.dimensions :]
+        if self.plan.dimensions == 3:
+            image = image[:, None]
+        missing = [-side % by for side, by in zip(shape, self._multiple, strict=True)]
+        if any(missing):
+            image = F.pad(image, [part for by in reversed(missing) for part in (0, by)], mode="replicate")
+        logits: Tensor = self.network(image)
+        inside: Any = (..., *(slice(0, side) for side in shape))
+        return logits[inside]
+
+    @torch.no_grad()
+    def volume_logits(self, planes: Tensor, spacing_mm: tuple[float, float, float], accurate: bool = False) -> Tensor:
+        """One logit per structure of a whole volume.
+
+        A coarse pass (windows side by side, every few slices) finds the region; there windows overlap by half under
+        Gaussian weights; then the largest part is kept where the plan says so.
+
+        Parameters
+        ----------
+        planes : Tensor, (Z, C, H, W)
+            The volume on the plan's grid, normalised.
+        spacing_mm : tuple of float
+            Of those planes: slices, rows, columns.
+        accurate : bool
+            Average over mirrored copies.
+
+        Returns
+        -------
+        Tensor, (S, Z, H, W), float32, on the CPU
+        """
+        was_training = self.training
+        self.eval()
+        box = self.region(planes, spacing_mm)
+        found = self.slices_logits(planes, torch.arange(len(planes)), box, accurate)
+        for index, alone in enumerate(self.plan.largest_part):
+            if alone:
+                keep_largest_part(found[index])
+        self.train(was_training)
+        return found
+
+    @torch.no_grad()
+    def region(self, planes: Tensor, spacing_mm: tuple[float, float, float]) -> Box:
+        """Where the structures are: the largest part of a coarse answer, grown to the plan's region.
+
+        Everywhere, if the plan has no region or the coarse answer is empty.
+        """
+        shape = (len(planes), planes.shape[-2], planes.shape[-1])
+        everywhere = (slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2]))
+        if self.plan.region_mm is None:
+            return everywhere
+        sides = [mm / spacing for mm, spacing in zip(self.plan.region_mm, spacing_mm, strict=True)]
+        if all(side >= length for side, length in zip(sides, shape, strict=True)):
+            return everywhere
+        step = max(1, int(sides[0] / 1.5 / 4)) if self.plan.dimensions == 2 else 1
+        chosen = torch.arange(min(step // 2, shape[0] - 1), shape[0], step)
+        logits = self._windows(planes, chosen, everywhere, overlap=0.0)
+        parts = largest_part((logits.amax(0) > 0).numpy())
+        box = None if parts is None else bounding_box(parts)
+        if box is None:
+            return everywhere
+        slices = slice(int(chosen[box[0].start]), int(chosen[box[0].stop - 1]) + 1)
+        grown = (slice(slices.start - step, slices.stop + step), box[1], box[2])
+        return grown_box(grown, sides, shape)
+
+    @torch.no_grad()
+    def slices_logits(self, planes: Tensor, places: Tensor, box: Box, accurate: bool = False) -> Tensor:
+        """Logits (S, len(places), H, W) of some slices, surely not outside the box; in 3-D ``places`` are all."""
+        found = torch.full((len(self.plan.structures), len(places), *planes.shape[-2:]), SURELY_NOT)
+        inside = ((places >= box[0].start) & (places < box[0].stop)).nonzero().flatten()
+        if len(inside):
+            found[:, inside, box[1], box[2]] = self._inside(planes, places[inside], box, accurate)
+        return found
+
+    def _inside(self, planes: Tensor, places: Tensor, box: Box, accurate: bool) -> Tensor:
+        logits = self._windows(planes, places, box, overlap=0.5)
+        if not accurate:
+            return logits
+        rows, columns = self.plan.mirror
+        turns: list[tuple[tuple[int, ...], bool]] = [((-2,), rows), ((-1,), columns), ((-2, -1), rows and columns)]
+        mirrored = [axes for axes, allowed in turns if allowed]
+        for axes in mirrored:
+            logits = logits + self._windows(planes, places, box, overlap=0.5, flip=axes)
+        return logits / (1 + len(mirrored))
+
+    def _windows(
+        self, planes: Tensor, places: Tensor, box: Box, overlap: float, flip: tuple[int, ...] = ()
+    ) -> Tensor:
+        """Logits of some slices inside a box, (S, Z, H, W)."""
+        exclusive, device = self.plan.exclusive, next(self.parameters()).device
+
+        def predict(image: Tensor) -> Tensor:
+            logits = self(image if self.plan.dimensions == 2 else image[:, 0])
+            return structure_logits(logits, exclusive)
+
+        rows, columns = box[1], box[2]
+        if self.plan.dimensions == 3:
+            block = planes[box[0], 0, rows, columns][None, None].float()
+            block = (block.flip(flip) if flip else block).to(device)
+            found: Any = sliding_window_inference(block, self.plan.patch, 1, predict, overlap=overlap, mode="gaussian")
+            return _cpu(found[0].flip(flip) if flip else found[0])
+        window = _window(self.plan.patch[1:], (rows.stop - rows.start, columns.stop - columns.start))
+        answers = []
+        for begin in range(0, len(places), _WINDOWS):
+            image = with_context(planes, places[begin : begin + _WINDOWS], self.plan.context)[..., rows, columns]
+            image = (image.flip(flip) if flip else image).to(device)
+            if window == tuple(image.shape[-2:]):
+                answer = predict(image)
+            else:
+                answer = sliding_window_inference(
+                    image, window, _WINDOWS, predict, overlap=overlap, mode="gaussian", padding_mode="replicate"
+                )
+            answers.append(_cpu(answer.flip(flip) if flip else answer))
+        return torch.cat(answers).movedim(1, 0)
+
+
+def read_plan(stored: dict[str, Any], file: Path) -> Plan:
+    """The plan that a model or a run was made with.
+
+    Raises
+    ------
+    UserError
+        If another version of this program made it.
+    """
+    try:
+        return Plan.model_validate(stored)
+    except ValidationError as error:
+        raise UserError(
+            "its plan was made by another version of amvlm", file=file, remedy="Train again with this release."
+        ) from error
+
+
+def with_context(planes: Tensor, places: Tensor, context: int) -> Tensor:
+    """Slices with their neighbours as channels, edges repeated: (Z, C, H, W) → (B, C·(2·context + 1), H, W)."""
+    reach = torch.arange(-context, context + 1)
+    rows = (places[:, None] + reach).clamp(0, len(planes) - 1)
+    return planes[rows].flatten(1, 2).float()
+
+
+def grown_box(box: Box, sides: list[float], shape: tuple[int, int, int]) -> Box:
+    """A box grown about its centre to at least ``sides`` voxels, within ``shape``."""
+    grown = []
+    for part, side, length in zip(box, sides, shape, strict=True):
+        missing = max(0.0, side - (part.stop - part.start)) / 2
+        start = int(np.floor(max(0, part.start - missing)))
+        grown.append(slice(start, int(np.ceil(min(length, part.stop + missing)))))
+    return grown[0], grown[1], grown[2]
+
+
+def largest_part(mask: Any) -> Any:
+    """The largest connected part of a mask, (Z, H, W) bool; None for an empty one."""
+    labels, count = ndimage.label(mask, np.ones((3, 3, 3)))
+    if count == 0:
+        return None
+    return labels == 1 + int(np.bincount(labels.ravel())[1:].argmax())
+
+
+def keep_largest_part(logits: Tensor) -> Tensor:
+    """In place: foreground of (Z, H, W) outside its largest part becomes surely background; which slices changed."""
+    mask = (logits > 0).numpy()
+    kept = largest_part(mask)
+    if kept is None:
+        return torch.zeros(len(logits), dtype=torch.bool)
+    lost = torch.from_numpy(mask & ~kept)
+    logits[lost] = SURELY_NOT
+    return lost.any((1, 2))
+
+
+def _window(patch: tuple[int, int], sides: tuple[int, int]) -> tuple[int, int]:
+    """One window over all of a region up to twice the patch; else windows of the patch's size."""
+    if all(side <= 2 * own for side, own in zip(sides, patch, strict=True)):
+        return sides
+    return patch
+
+
+def _cpu(logits: Tensor) -> Tensor:
+    return logits.float().cpu()
+
+
+def _network(plan: Plan) -> nn.Module:
+    if plan.network == "half_unet":
+        return HalfUNet(plan.inputs, plan.outputs, plan.widths)
+    flat = plan.dimensions == 2
+    strides = [step[1:] if flat else step for step in ((1, 1, 1), *plan.strides)]
+    network: nn.Module = DynUNet(
+        plan.dimensions, plan.inputs, plan.outputs, [3] * len(strides), strides, strides[1:], filters=plan.widths,
+        norm_name="instance",
+    )  # fmt: skip
+    return network
