@@ -14,12 +14,16 @@ def cases(study: Path) -> int:
     return len(LabelStore(study).cases()) if (study / "store.sqlite").is_file() else 0
 
 
-def depth(study: Path) -> int:
-    """Slices of a study's first case."""
+def depths(study: Path) -> list[int]:
+    """Slices of a study's cases."""
     from amvlm.store import LabelStore
 
-    found = LabelStore(study).cases() if (study / "store.sqlite").is_file() else []
-    return found[0].shape[2] if found else 0
+    return [case.shape[2] for case in LabelStore(study).cases()] if (study / "store.sqlite").is_file() else []
+
+
+def depth(study: Path) -> int:
+    """Slices of a study's first case; 0 where there is none."""
+    return next(iter(depths(study)), 0)
 
 
 def first_case(study: Path) -> str:
