@@ -201,7 +201,7 @@ def _check_fit(
 ) -> None:
     """Compare what the description asks for with what the file holds, without taking memory for either."""
     if architecture.student is not None and not card.structures:
-        raise UserError("the model predicts structures that its card does not name", file=folder, remedy="Copy it again.")
+        raise UserError("its card names none of the structures it predicts", file=folder, remedy="Copy it again.")
     try:
         with torch.device("meta"):
             meta = _built(architecture, card, tokenizer)
