@@ -32,15 +32,19 @@ def interrupted(
 
         def seen() -> bool:
             if moment == "images":
-                return any((store.folder / "cache").glob("*/*.npy"))
+                return any((store.folder / "cache").rglob("*.npy"))
             return events.is_file() and moment in events.read_text()
 
-        while not seen() and process.poll() is None:
+        deadline = time.monotonic() + 150
+        while not seen() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         for _ in range(times):
             process.send_signal(number)
             time.sleep(0.2)  # the system may merge two signals that wait
-        _, stderr = process.communicate(timeout=120)
+        try:
+            _, stderr = process.communicate(timeout=120)
+        finally:
+            process.kill()
     return process.returncode, stderr, list(EventReader(events).new_events())
 
 

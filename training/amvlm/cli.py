@@ -429,7 +429,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(130 if isinstance(error, Stopped) else 2) from None
     except SystemExit as error:
         if error.code == 130:  # typer's word for Ctrl-C
-            console.fail("ended.")
+            console.fail("ended by Ctrl-C. What was saved before is kept; run the command again.")
         raise
     except Exception as error:  # the last boundary: a traceback shows paths, which may name patients
         if "AMVLM_TRACEBACK" in os.environ:

@@ -46,8 +46,15 @@ def write_bytes_atomically(path: Path, content: bytes, private: bool = True) -> 
     content : bytes
     private : bool
         Readable by this user alone (mode 0600), as everything in a study is; otherwise as the umask says.
+
+    Raises
+    ------
+    UserError
+        If the disk does not take it, or something other than a file has this name.
     """
     beside = path.with_name(f".{uuid.uuid4().hex}.part")
+    if path.exists() and not path.is_file():  # a device, a pipe or a folder: a rename would put a file in its place
+        raise UserError("there is something else under this name", file=path, remedy="Choose another file name.")
     try:
         with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666), "wb") as stream:
             _hold(stream.fileno())

@@ -200,6 +200,8 @@ def _check_fit(
     architecture: Architecture, card: ModelCard, tokenizer: Tokenizer, header: Header, folder: Path
 ) -> None:
     """Compare what the description asks for with what the file holds, without taking memory for either."""
+    if architecture.student is not None and not card.structures:
+        raise UserError("its card names none of the structures it predicts", file=folder, remedy="Copy it again.")
     try:
         with torch.device("meta"):
             meta = _built(architecture, card, tokenizer)
