@@ -110,8 +110,11 @@ def errors_in_words(kept: str = "") -> Iterator[None]:
 
 def is_short_memory(error: BaseException) -> bool:
     """True for MemoryError, and for what torch raises where the host's memory ends."""
-    text = str(error)
-    return isinstance(error, MemoryError) or "not enough memory" in text or "can't allocate memory" in text
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in text for words in _SHORT_MEMORY)
+
+
+_SHORT_MEMORY = ("not enough memory", "can't allocate memory", "cannot allocate memory", "unable to mmap", "bad_alloc")
 
 
 def _keep_failure(run: RunFolder, text: str) -> None:

@@ -130,16 +130,21 @@ class ImportReport:
     def lines(self) -> list[str]:
         """Every file that was not used and why, and every case without a mask: plain text, a line each.
 
-        More than 50 files left out for one reason are counted, after the first 50.
+        More than 50 files left out for one reason, or scans with one note, are counted after the first 50.
         """
-        alike: Counter[str] = Counter()
-        left_out = []
-        for sentence in self.left_out:
-            reason = sentence.rpartition(": ")[2]
-            alike[reason] += 1
-            if alike[reason] <= _ALIKE:
-                left_out.append(f"left out: {sentence}")
-        left_out += [f"left out: {n - _ALIKE} more files: {reason}" for reason, n in alike.items() if n > _ALIKE]
+        left_out = _counted(self.left_out, "left out", "files")
         refused = [f"refused: {sentence}" for sentence in self.refused]
         without = [f"without a mask: {name}." for name in self.without_mask]
-        return [*refused, *left_out, *without, *(f"note: {note}" for note in self.notes)]
+        return [*refused, *left_out, *without, *_counted(self.notes, "note", "scans")]
+
+
+def _counted(sentences: Iterable[str], kind: str, what: str) -> list[str]:
+    """A line for each sentence "name: reason"; those of one reason are counted after the first."""
+    alike: Counter[str] = Counter()
+    lines = []
+    for sentence in sentences:
+        reason = sentence.partition(": ")[2] or sentence
+        alike[reason] += 1
+        if alike[reason] <= _ALIKE:
+            lines.append(f"{kind}: {sentence}")
+    return lines + [f"{kind}: {n - _ALIKE} more {what}: {reason}" for reason, n in alike.items() if n > _ALIKE]

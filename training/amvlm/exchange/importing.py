@@ -151,6 +151,7 @@ def _bring_in(item: Item, layout: Layout, choices: _Choices, arrivals: Arrivals,
         volume.shape, rounded_affine(volume), volume.sides_known, volume.planar, _captions_of(item, layout, sides),
         hashes, hashes if choices.are_labels(item, split) else {},
     )  # fmt: skip
+    report.notes += [f"{printable(item.name)}: {note}" for note in volume.notes]
     arrivals.add(new, item)
 
 

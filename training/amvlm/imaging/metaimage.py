@@ -67,6 +67,7 @@ def _parsed(path: Path) -> RawImage:
     return RawImage(
         path if inside_it else beside(path, name), offset, compression, dtype, grid,
         shape[3] if count == 4 else channels, count < 4, affine, known, after if inside_it else 0,
+        bool(_first(fields, "elementspacing", "elementsize")),
     )  # fmt: skip
 
 

@@ -70,7 +70,7 @@ def _parsed(path: Path) -> RawImage:
     return RawImage(
         voxels, _offset(fields, 0 if name is not None else after, voxels, encoding, path), encoding, dtype,
         tuple(shape[axis] for axis in spatial), shape[others[0]] if others else 1, others == [0], affine, known,
-        after if name is None else 0,
+        after if name is None else 0, "spacings" in fields or "space directions" in fields,
     )  # fmt: skip
 
 

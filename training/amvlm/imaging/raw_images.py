@@ -47,6 +47,8 @@ class RawImage:
     affine : ndarray, (4, 4)
         Voxel → RAS mm.
     sides_known : bool
+    sized : bool
+        False where the header states no voxel size.
     """
 
     voxels: Path
@@ -59,6 +61,7 @@ class RawImage:
     affine: NDArray[np.float64]
     sides_known: bool
     header_bytes: int = 0
+    sized: bool = True
 
     @property
     def colour(self) -> bool:
@@ -77,6 +80,8 @@ def read_raw_image(image: RawImage, path: Path, volume_index: int | None) -> Vol
     except UserError as error:
         raise UserError(error.what, file=path, remedy=error.remedy) from error
     voxels, notes = finite(_read(image, count, number, path), path)
+    if not image.sized:
+        notes = (*notes, "The file states no voxel size: lengths and volumes are not in mm and ml.")
     array = voxels.reshape((3, *shape) if image.colour else shape, order="F")
     array = np.moveaxis(array, 0, -1) if image.colour else array
     return Volume(array, image.affine, image.sides_known and not planar, planar, notes=notes)

@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
@@ -125,7 +126,7 @@ def _pretrained(name: str) -> tuple[EncoderRecipe, nn.Module]:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         options = _POOLERLESS.get(config.model_type, {})
         model = AutoModel.from_pretrained(name, trust_remote_code=False, use_safetensors=True, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
         raise UserError(f"the encoder {Path(name).name!r} could not be loaded", remedy=_PICKLED) from error
     if config.model_type not in (*IMAGE_TYPES, *TEXT_TYPES):
         raise UserError(
