@@ -14,7 +14,10 @@ from amvlm.events import EventReader, Failed, Finished
 from amvlm.models import AmvlmModel
 from amvlm.store import LabelStore
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="uses POSIX signals")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="uses POSIX signals"),
+    pytest.mark.timeout(600),  # on a busy machine the libraries alone take minutes to load
+]
 SMALL = ["--batch-size", "2", "--device", "cpu", "--threads", "1", "--precision", "fp32", "--run-name", "r",
          "--name", "m"]  # fmt: skip
 NETWORK = ["--network", "unet", "--channels", "8", "--channels", "16"]
@@ -35,14 +38,13 @@ def interrupted(
                 return any((store.folder / "cache").rglob("*.npy"))
             return events.is_file() and moment in events.read_text()
 
-        deadline = time.monotonic() + 150
-        while not seen() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        for _ in range(times):
-            process.send_signal(number)
-            time.sleep(0.2)  # the system may merge two signals that wait
         try:
-            _, stderr = process.communicate(timeout=120)
+            while not seen() and process.poll() is None:
+                time.sleep(0.02)
+            for _ in range(times):
+                process.send_signal(number)
+                time.sleep(0.2)  # the system may merge two signals that wait
+            _, stderr = process.communicate()
         finally:
             process.kill()
     return process.returncode, stderr, list(EventReader(events).new_events())
