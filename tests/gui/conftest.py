@@ -12,7 +12,7 @@ import pytest
 from napari_amvlm.controller import Controller
 from napari_amvlm.widgets import ReviewPseudoLabels, SegmentWithText, Train
 
-WAIT_MS = 60_000
+WAIT_MS = 180_000
 
 
 @pytest.fixture
