@@ -124,10 +124,18 @@ def _as_entry_point(arguments: Sequence[str], instead: Callable[[], object] | No
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:  # noqa: BLE001 - the last line of defence of any Python program
+    except BaseException as error:  # noqa: BLE001 - the last line of defence of any Python program
+        if not any("amvlm" in frame.filename.split("/") for frame in traceback.extract_tb(error.__traceback__)):
+            return -_end_by(signal.SIGINT)  # Ctrl-C before the command began
         traceback.print_exc()
         return 1
     return 0
+
+
+def _end_by(number: int) -> int:
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    return number
 
 
 def rename_host(name: str) -> None:

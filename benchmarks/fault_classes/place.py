@@ -171,13 +171,13 @@ class Place:
         last = " ".join(answer.err.strip().splitlines()[-1:])[-160:]
         if answer.hung:
             self.fault("answer", f"{what} did not end in {answer.seconds:.0f} s")
-        elif answer.code < 0:
+        elif answer.code < 0 and answer.code not in self.exit_codes:
             self.fault("answer", f"{what} died of signal {-answer.code}")
         elif leak := _LEAKS.search(answer.text):
             self.fault("answer", f"{what} speaks Python ({leak.group()!r}): {last}")
         elif answer.code not in self.exit_codes:
             self.fault("answer", f"{what} ended with exit code {answer.code}: {last}")
-        elif answer.code and not _is_sentence(answer):
+        elif answer.code > 0 and not _is_sentence(answer):
             self.fault("answer", f"{what} ended with exit code {answer.code} and no sentence: {last}")
         if PERSON in answer.text and not self.path_was_typed:
             self.fault("answer", f"{what} tells a path: {last}")

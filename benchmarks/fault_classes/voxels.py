@@ -42,7 +42,7 @@ def not_numbers() -> Iterator[Trial]:
     huge = half.copy()
     huge[0] = np.inf
     yield "a slab of infinity", partial(_voxels_refused, name="x.nii.gz", content=packed(nifti(huge)))
-    for slope, inter in ((np.nan, 0.0), (np.inf, 0.0), (1e38, 1e38), (1.0, np.inf)):
+    for slope, inter in ((np.inf, 0.0), (1e38, 1e38), (1.0, np.inf)):
         yield f"slope {slope}, intercept {inter}", partial(_voxels_refused, name="x.nii.gz", content=packed(
             nifti(tweak=put(112, "<2f", slope, inter))))  # fmt: skip
 
@@ -121,7 +121,7 @@ def exif() -> Iterator[Trial]:
         from PIL import ImageOps
 
         with Image.open(path) as picture:
-            upright = np.asarray(ImageOps.exif_transpose(picture)).astype(int)
+            upright = np.asarray(ImageOps.exif_transpose(picture).convert("L")).astype(int)
         right = found.shape == upright.shape and np.abs(found - upright).max() <= 2
         place.expect(right or path.name in answer.text, f"{kind} with orientation {orientation} lies {found.shape}")
 

@@ -14,6 +14,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the catalogue counts on fork, /proc and limits")
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="needs the source tree")
 def test_every_class_of_bad_input_holds(tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
@@ -24,4 +25,4 @@ def test_every_class_of_bad_input_holds(tmp_path: Path) -> None:
     failures = [line for line in done.stdout.splitlines() if line.startswith("          ")]
     assert not failures, "\n".join(failures)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads((tmp_path / "table.json").read_text())["classes"] >= 40
+    assert json.loads((tmp_path / "table.json").read_text())["classes"] >= 60
