@@ -14,11 +14,11 @@ import torch
 from amvlm.cli import main
 from amvlm.config import TrainSettings
 from amvlm.errors import UserError
-from amvlm.events import AnyEvent, Finished, Note, Validation
+from amvlm.events import AnyEvent, Finished, Note, Progress, Validation
 from amvlm.imaging import Volume
 from amvlm.imaging.regrid import grid_shape, resampled, resampled_labels
 from amvlm.inference import Session, find_model
-from amvlm.learning import RunFolder, planned_opening, planned_text, train
+from amvlm.learning import RunFolder, planned_opening, train
 from amvlm.learning.before import dices_before
 from amvlm.learning.fitting import patch_loss, pseudo_labelled
 from amvlm.learning.patches import PatchSampler, PreparedCase, augmented, plain
@@ -30,7 +30,7 @@ from amvlm.models import AmvlmModel
 from amvlm.models.half_unet import HalfUNet
 from amvlm.models.planned import PlannedStudent, grown_box, keep_largest_part, with_context
 from amvlm.models.scan import plan_input
-from amvlm.planning import Intensities, Machine, Normalisation, Plan
+from amvlm.planning import Fingerprint, Intensities, Machine, Normalisation, Plan, make_plan
 from amvlm.store import LabelStore
 
 
@@ -326,11 +326,15 @@ def _flipped_affine() -> np.ndarray:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine on which a tenth of a minute holds few steps, whatever this one is."""
-    monkeypatch.setattr(planned_opening, "measured_machine", lambda *_: Machine(seconds_per_megapixel=40.0))
-    monkeypatch.setattr(planned_text, "_MOST", 3)
-    monkeypatch.setattr(planned_text, "_FEWEST", 2)
+    """A known machine, and plans cut to ten narrow steps in two phases."""
+    monkeypatch.setattr(planned_opening, "measured_machine", lambda *_: Machine(seconds_per_megapixel=5.0))
     monkeypatch.setattr(planned_opening, "text_steps", lambda *_: 2)
+
+    def short(facts: Fingerprint) -> Plan:
+        changes = {"recipe": "two_phase", "steps": 10, "widths": (4, 8), "batch_size": 4}
+        return make_plan(facts).model_copy(update=changes)
+
+    monkeypatch.setattr(planned_opening, "make_plan", short)
 
 
 @pytest.fixture
@@ -347,8 +351,8 @@ def validated_store(sample_store: LabelStore) -> LabelStore:
 def _train(
     store: LabelStore, model: AmvlmModel, run: str, broken: bool = False, resume: bool = False
 ) -> list[AnyEvent]:
-    """Train for 0.4 minutes; ``broken`` ends, as a kill would, after the first checkpoint."""
-    settings = TrainSettings(minutes=0.4, batch_size=4, threads=1, precision="fp32", checkpoint_every=20, device="cpu")
+    """Train by minutes; ``broken`` ends, as a kill would, after the first checkpoint."""
+    settings = TrainSettings(minutes=1, batch_size=4, threads=1, precision="fp32", checkpoint_every=3, device="cpu")
     events: list[AnyEvent] = []
     with RunFolder(store.folder / "runs" / run) as folder:
         for event in train(store, model, settings, folder, run, resume=resume):
@@ -418,8 +422,10 @@ def test_the_plan_is_printed_with_its_reasons(
 def test_a_run_broken_off_goes_on_to_the_same_bytes(
     validated_store: LabelStore, build_model: Callable[..., AmvlmModel], quick: None
 ) -> None:
+    """Broken off in the first phase, and resumed through the labelling of the other scans."""
     sample_store, model = validated_store, build_model()
-    _train(sample_store, model, "whole")
+    events = _train(sample_store, model, "whole")
+    assert any(isinstance(e, Progress) and e.stage == "training on all scans" for e in events)
     _train(sample_store, model, "broken", broken=True)
     _train(sample_store, model, "broken", resume=True)
     whole, broken = (
