@@ -107,7 +107,7 @@ def test_runs_are_found_in_odd_company(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"model": "../../../work/victim"}, {"model": "/victim"}, {"model": ""}, {"model": 7}, {"base": "../x"},
+        {"model": "../../../elsewhere/victim"}, {"model": "/victim"}, {"model": ""}, {"model": 7}, {"base": "../x"},
         {"base": ["b"]}, {"job": "evil"}, {"settings": []}, {"precision": "fp8"}, {"revisions": ["x"]},
         {"revisions": {"1": 2}}, {"threads": -1}, {"threads": 10**9}, {"base_fingerprint": "x" * 10_000},
     ],
