@@ -30,7 +30,10 @@ CONFIG = {"job": "train", "model": "m", "base": "b", "settings": {}, "precision"
 # -- who runs it ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pid", ["1", str(os.getpid()), "4194304", "0", "-1", "", "nonsense", "9" * 40, "\0"])
+PIDS = ["1", str(os.getpid()), "4194304", "0", "-1", "", "nonsense", "9" * 40, "\0"]
+
+
+@pytest.mark.parametrize("pid", PIDS, ids=["init", "own", "last", "0", "negative", "none", "word", "long", "null byte"])
 def test_a_process_id_in_a_file_proves_nothing(pid: str, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "r")
     (run.path / "lock").write_text(pid)  # left by a kill, or copied with the study; the number is somebody else's now

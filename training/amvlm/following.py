@@ -31,14 +31,17 @@ def follow(events: Iterator[AnyEvent], run: RunFolder) -> None:
         At the second Ctrl-C, or at the first where nothing was learned yet.
     """
     try:
-        with asking_to_stop(run), errors_in_words("; the last checkpoint is kept"):
+        with asking_to_stop(run) as has_saved, errors_in_words("; the last checkpoint is kept"):
             if process_rank() > 0:  # the first of several processes speaks for all
-                for _ in events:
-                    pass
+                for event in events:
+                    if isinstance(event, Finished):
+                        has_saved()
                 return
             curves = Curves(run.path)
             with console.status("Starting …") as update:
                 for event in events:
+                    if isinstance(event, Finished):
+                        has_saved()
                     run.events.write(event)
                     _draw(event, curves)
                     _show(event, update)
@@ -52,19 +55,26 @@ def follow(events: Iterator[AnyEvent], run: RunFolder) -> None:
 
 
 @contextmanager
-def asking_to_stop(run: RunFolder) -> Iterator[None]:
+def asking_to_stop(run: RunFolder) -> Iterator[Callable[[], None]]:
     """Turn the first signal to end into the run's wish to stop; the second raises ``KeyboardInterrupt``.
 
-    Under torchrun, which repeats signals, every further one is the first again. Outside the main thread, where
+    Yields what is to be called once the model is saved: from then on there is nothing left to end, and a further
+    signal is ignored until the process is over, so that the exit code tells the truth. Under torchrun, which repeats signals, every further one is the first again. Outside the main thread, where
     handlers cannot be set, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: None
         return
-    asked = False
+    asked = saved = False
+
+    def has_saved() -> None:
+        nonlocal saved
+        saved = True
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal asked
+        if saved:
+            return
         if asked and "TORCHELASTIC_RUN_ID" not in os.environ:
             raise KeyboardInterrupt
         if not asked and process_rank() == 0:
@@ -77,10 +87,10 @@ def asking_to_stop(run: RunFolder) -> Iterator[None]:
         known: signal.signal(known, handle) for name in _SIGNALS if (known := getattr(signal, name, None)) is not None
     }
     try:
-        yield
+        yield has_saved
     finally:
         for known, handler in before.items():
-            signal.signal(known, handler)
+            signal.signal(known, signal.SIG_IGN if asked and saved else handler)
 
 
 @contextmanager
