@@ -86,14 +86,14 @@ class Anatomy:
 
     def _nouns(self) -> dict[str, tuple[str, ...]]:
         """Adjectives and single Latin words → the words of the name."""
-        nouns = {}
+        nouns: dict[str, tuple[str, ...]] = {}
         for entry in self.entries.values():
             name = tuple(w for w in words_of(entry.name) if w not in FILLERS)
             for term in (*entry.adjectives, *entry.latin):
                 words = words_of(term)
                 if len(words) == 1 and words[0] not in name:
                     nouns[words[0]] = name
-        return nouns
+        return {word: tuple(part for w in name for part in nouns.get(w, (w,))) for word, name in nouns.items()}
 
     @property
     def vocabulary(self) -> frozenset[str]:
@@ -102,7 +102,11 @@ class Anatomy:
 
     def words(self, text: str) -> list[str]:
         """The words of a text in order, adjectives turned into nouns; fillers and separators stay."""
-        return [part for word in words_of(text) for part in self._noun.get(word, (word,))]
+        return self.nouns(words_of(text))
+
+    def nouns(self, words: Iterable[str]) -> list[str]:
+        """Words with adjectives turned into the words of their structure's name."""
+        return [part for word in words for part in self._noun.get(word, (word,))]
 
     def key(self, text: str) -> Key:
         """What a text means, without order. A text of nothing but fillers keeps them."""

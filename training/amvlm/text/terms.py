@@ -6,8 +6,8 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-SEPARATORS = {"and": "and", "or": "and", "&": "and", "+": "and", "plus": "and", ",": ",", ";": ",", "/": "/"}
-"""What stands between two things that are named, and how firmly: "and" always, a comma mostly, a slash sometimes."""
+SEPARATORS = {"and": "and", "or": "or", "&": "and", "+": "and", "plus": "and", "with": "and", "versus": "and", ",": ",", ";": ",", "/": "/"}
+"""What stands between two things that are named, and how firmly: "and" and "or" always, a comma mostly, a slash sometimes."""
 
 FILLERS = frozenset(
     "the a an of in on at for to from please pls kindly can could would will you i we me us my our want need"
