@@ -9,7 +9,7 @@ from functools import lru_cache
 from importlib import resources
 from typing import Literal
 
-from amvlm.text.terms import FILLERS, SEPARATORS, key_of, words_of
+from amvlm.text.terms import FILLERS, POSITIONS, SEPARATORS, key_of, words_of
 
 Key = frozenset[str]
 SideAsked = Literal["left", "right", "both"]
@@ -74,9 +74,13 @@ class Anatomy:
         self._noun = self._nouns()
         self._by_key: dict[Key, Entry] = {}
         self._unclear: dict[Key, list[Entry]] = {}
+        self.joint: set[Key] = set()
         for entry in self.entries.values():
             for term in entry.terms():
-                self._by_key.setdefault(self.key(term), entry)
+                key = self.key(term.lower())
+                self._by_key.setdefault(key, entry)
+                if " and " in term:
+                    self.joint.add(key)
             for word in (w.rstrip("?") for w in entry.abbreviations if w.endswith("?")):
                 self._unclear.setdefault(self.key(word), []).append(entry)
         self._by_word: dict[str, list[Key]] = {}
@@ -145,7 +149,7 @@ class Anatomy:
             entry = self._by_key[phrase]
             wholes = [self.key(whole.name) for whole in self.wholes(entry)]
             rest = key - phrase
-            if rest <= frozenset().union(*wholes) and any(rest <= whole | phrase for whole in wholes):
+            if not rest & POSITIONS and any(rest <= whole for whole in wholes):
                 return entry
         return None
 

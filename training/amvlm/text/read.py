@@ -111,6 +111,8 @@ class _Reader:
         self.captions = captions
         self.free_words = frozenset(word for free in free_words for word in self.table.words(free))
         self.templated = free_words >= _TEMPLATE
+        daily = {part for word in everyday_words() for part in words_of(word)}
+        self._ordinary = FILLERS | daily | set(SEPARATORS) | PART_WORDS
         self.vocabulary = self.table.vocabulary | self.study.words | self.free_words | set(LEVEL_WORDS) | _SPREADS
 
     def read(self, typed: str) -> ReadPrompt:
@@ -126,17 +128,23 @@ class _Reader:
         return reading or self._read_mended(typed, plain_words)
 
     def _read_mended(self, typed: str, plain_words: list[str]) -> ReadPrompt:
-        fixed = mended(plain_words, self.vocabulary, FILLERS | everyday_words() | set(SEPARATORS) | PART_WORDS)
-        if fixed.choices:
-            return self._refused(typed, f"“{_quoted(typed)}” may mean {_either(fixed.choices[0])}.")
-        if fixed.changed and not doubts.denies(fixed.words, self.vocabulary):
-            reading = self._read_words(typed, self.table.nouns(fixed.words))
-            if reading is not None and not reading.refusal:
-                note = reading.note or f"Read as “{reading.caption}”."
-                return replace(reading, note=note)
-            if reading is not None:
-                return reading
-        return self._unknown(typed, self.table.nouns(fixed.words))
+        """With close spellings put right, where only one way of doing so means anything."""
+        options = [words for words in mended(plain_words, self.vocabulary, self._ordinary) if words != tuple(plain_words)]
+        readings = [
+            (words, reading)
+            for words in options
+            if not doubts.denies(words, self.vocabulary)
+            and (reading := self._read_words(typed, self.table.nouns(words))) is not None
+        ]
+        if len(readings) == 1:
+            reading = readings[0][1]
+            return reading if reading.refusal or reading.note else replace(reading, note=f"Read as “{reading.caption}”.")
+        if readings:
+            changed = [" ".join(word for word in words if word not in plain_words) for words, _ in readings]
+            names = [reading.structure for _, reading in readings]
+            structures = [s for s in self.study.known if s.name in names]
+            return self._refused(typed, f"“{_quoted(typed)}” may mean {_either(changed)}.", structures)
+        return self._unknown(typed, self.table.nouns(plain_words))
 
     def _doubt(self, typed: str) -> str:
         script = doubts.foreign_script(typed)
@@ -183,13 +191,13 @@ class _Reader:
 
     def _by_key(self, typed: str, key: Key) -> ReadPrompt | None:
         """The study's own words in another order, or with a side."""
-        for side in (None, "left", "right", "both"):
+        sides: tuple[SideAsked | None, ...] = (None,) if self._is_named(key) else (None, "left", "right", "both")
+        for side in sides:
             rest = key - {side} if side else key
             structures = self.study.by_key(rest) if rest != key or side is None else []
-            if len(structures) > 1:
-                return self._which(typed, structures)
             if structures:
-                return self._known(typed, structures[0], side)  # type: ignore[arg-type]
+                several = len(structures) > 1
+                return self._which(typed, structures) if several else self._known(typed, structures[0], side)
         return None
 
     def _by_concept(self, typed: str, key: Key) -> ReadPrompt | None:
@@ -281,7 +289,7 @@ class _Reader:
     def _things(self, words: Sequence[str]) -> list[str]:
         """The names of the several things that separated words name; at most one where it is one."""
         parts = _parts(words)
-        if len(parts) < 2:
+        if len(parts) < 2 or key_of(words) in self.table.joint | self.study.joint:
             return []
         names = [self._name_of(part) for part in parts]
         heads = [part - POSITIONS for part, name in zip(parts, names, strict=True) if name]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
+from itertools import islice, product
 
 from rapidfuzz import process
 from rapidfuzz.distance import OSA
 
 _SHORTEST = 4
 _LONG = 8
+_MOST = 16
 _OPPOSED = (
     ("anterior", "posterior"), ("left", "right"), ("upper", "lower"), ("superior", "inferior"), ("hypo", "hyper"),
     ("medial", "lateral"), ("intra", "extra"), ("intra", "inter"), ("inter", "extra"), ("pre", "post"),
@@ -20,27 +21,15 @@ _OPPOSED = (
 _NEGATING = ("un", "non", "in", "im", "an", "a", "dis", "de", "anti", "ex", "peri", "para", "sub", "re")
 
 
-@dataclass(frozen=True)
-class Mended:
-    """Words in their order after mending.
-
-    ``choices`` holds, for a word that may be one of several, what it may be; such a text is not read.
-    """
-
-    words: tuple[str, ...]
-    changed: bool
-    choices: tuple[tuple[str, ...], ...] = ()
-
-
 @lru_cache(maxsize=1)
-def everyday_words() -> frozenset[str]:
-    """Words of daily life, which are no misspellings ("river" is not the liver)."""
+def everyday_words() -> tuple[str, ...]:
+    """Words of daily life, first those for empty targets; none of them is a misspelling ("river" is not the liver)."""
     text = resources.files("amvlm.text").joinpath("everyday.txt").read_text("ascii")
-    return frozenset(word for line in text.splitlines() if not line.startswith("#") for word in line.split())
+    return tuple(dict.fromkeys(word for line in text.splitlines() if not line.startswith("#") for word in line.split()))
 
 
-def mended(words: Sequence[str], vocabulary: Collection[str], ordinary: Collection[str]) -> Mended:
-    """Replace words that no list holds by the one known word that is close.
+def mended(words: Sequence[str], vocabulary: Collection[str], ordinary: Collection[str]) -> list[tuple[str, ...]]:
+    """Replace words that no list holds by a known word that is close.
 
     Parameters
     ----------
@@ -50,18 +39,20 @@ def mended(words: Sequence[str], vocabulary: Collection[str], ordinary: Collecti
         What a word may become.
     ordinary : set of str
         Words that stay as they are, beside those of the vocabulary.
+
+    Returns
+    -------
+    list of tuple of str
+        What the words may be: one where nothing was changed or only one word is close, at most ``_MOST``.
     """
-    kept: list[str] = []
-    choices: list[tuple[str, ...]] = []
-    for word in _rejoined(words, vocabulary, ordinary):
+    options = []
+    for word in _rejoined(words, vocabulary):
         if word in vocabulary or word in ordinary or not word.isalpha() or len(word) < _SHORTEST:
-            kept.append(word)
+            options.append([(word,)])
             continue
-        near = _near(word, vocabulary)
-        if len(near) > 1:
-            choices.append(near)
-        kept.extend(near if len(near) == 1 else _split(word, vocabulary) or (word,))
-    return Mended(tuple(kept), kept != list(words), tuple(choices))
+        near = _near(word, vocabulary) or _near(f"{word}s", vocabulary)
+        options.append([(other,) for other in near] or [_split(word, vocabulary) or (word,)])
+    return [tuple(part for word in choice for part in word) for choice in islice(product(*options), _MOST)]
 
 
 def _near(word: str, vocabulary: Collection[str]) -> tuple[str, ...]:
@@ -89,7 +80,7 @@ def _split(word: str, vocabulary: Collection[str]) -> tuple[str, ...]:
     return pairs[0] if len(pairs) == 1 else ()
 
 
-def _rejoined(words: Sequence[str], vocabulary: Collection[str], ordinary: Collection[str]) -> list[str]:
+def _rejoined(words: Sequence[str], vocabulary: Collection[str]) -> list[str]:
     """Halves of a known word put together: "hippo campus"."""
     joined: list[str] = []
     for word in words:

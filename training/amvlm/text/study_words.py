@@ -53,6 +53,11 @@ class StudyWords:
     known : sequence of Known
     table : Anatomy
         Names and, where a name is not in the table, aliases are looked up in it.
+
+    Attributes
+    ----------
+    joint : set of Key
+        Keys of wordings that hold an "and" or a comma of their own.
     """
 
     def __init__(self, known: Sequence[Known], table: Anatomy) -> None:
@@ -62,14 +67,17 @@ class StudyWords:
         self._concepts: dict[str, Concept] = {}
         self._by_entry: dict[str, list[Known]] = {}
         self._names: dict[str, str] = {}
+        self.joint: set[Key] = set()
         words: set[str] = set()
         for structure in self.known:
             self._names[structure.name] = plain(structure.name)
             for term in (structure.name, *structure.aliases, *structure.prompts):
-                key = table.key(term)
-                words |= key
                 _add(self._exact, normalise_caption(term), structure)
-                _add(self._by_key, key, structure)
+                for key in {table.key(term), table.key(term.lower())}:
+                    words |= key
+                    _add(self._by_key, key, structure)
+                    if {"and", "or", ","} & set(table.words(term)):
+                        self.joint.add(key)
             self._enter_concept(structure, table)
         self.words = frozenset(words)
 

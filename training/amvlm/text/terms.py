@@ -14,7 +14,7 @@ FILLERS = frozenset(
     " let lets show find see give get mark segment segmentation outline delineate contour draw label highlight trace"
     " annotate identify locate display mask region area part portion side sided section scan image picture slice volume ct mri mr"
     " xray radiograph here there now just only entire full complete whole this that these those patient is are where"
-    " what organ structure anatomical anatomy human its their all every it".split()
+    " what tissue organ structure anatomical anatomy human its their all every it".split()
 )
 """Words that change nothing about what is meant. No word that denies, compares or names a neighbour is among them."""
 
@@ -106,7 +106,7 @@ def key_of(words: Iterable[str]) -> frozenset[str]:
 
 def _expanded(token: str) -> list[str]:
     if token in SEPARATORS:
-        return [token]
+        return [SEPARATORS[token]]
     if token in _EXPANSIONS:
         return _EXPANSIONS[token].split()
     token = _SIDE_WORDS.get(token, token)
