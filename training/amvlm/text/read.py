@@ -120,6 +120,8 @@ class _Reader:
         exact = self.study.exact(typed)
         if len(exact) == 1:
             return self._known(typed, exact[0], None, exact=True)
+        if typed in self.captions:
+            return self._caption(typed)
         doubt = self._doubt(typed)
         if doubt:
             return self._refused(typed, doubt)
@@ -136,7 +138,7 @@ class _Reader:
             if not doubts.denies(words, self.vocabulary)
             and (reading := self._read_words(typed, self.table.nouns(words))) is not None
         ]
-        if len(readings) == 1:
+        if len({(reading.structure, reading.side, reading.caption, reading.refusal) for _, reading in readings}) == 1:
             reading = readings[0][1]
             return reading if reading.refusal or reading.note else replace(reading, note=f"Read as “{reading.caption}”.")
         if readings:
@@ -187,7 +189,7 @@ class _Reader:
             return None
         if {"left", "right"} <= key and not self._is_named(key) and not self.study.by_key(key):
             return self._refused(typed, "It names left and right at once. Type one side.")
-        return self._by_key(typed, key) or self._by_concept(typed, key) or self._free(typed, words, key)
+        return self._by_key(typed, key) or self._free(typed, words, key) or self._by_concept(typed, key)
 
     def _by_key(self, typed: str, key: Key) -> ReadPrompt | None:
         """The study's own words in another order, or with a side."""
@@ -270,6 +272,11 @@ class _Reader:
         name = structure.name if structure else None
         return replace(ReadPrompt(typed, name, caption=caption, note=note, count=_count(words)), **_place(cells))
 
+    def _caption(self, typed: str) -> ReadPrompt:
+        """A caption of the study as it stands, whatever it says."""
+        name = self.study.known[0].name if len(self.study.known) == 1 else None
+        return self._with_place(ReadPrompt(typed, name, caption=typed))
+
     def _free(self, typed: str, words: list[str], key: Key) -> ReadPrompt | None:
         """A caption in the words of the captions that the model was trained on, if it names something of them."""
         if not self.free_words or self.templated or not key <= self.free_words:
@@ -342,9 +349,11 @@ class _Reader:
         for whole in self.table.wholes(concept.entry):
             structures = self.study.of_entry(whole)
             if structures:
-                return self._refused(typed, f"“{_quoted(typed)}” is a part or a finding of “{structures[0].name}”, "
-                                     "which is known as a whole.", structures)  # fmt: skip
-        return self._unknown(typed, [])
+                named = min(structures, key=lambda s: self._own_side(s) != concept.side).name
+                sentence = f"“{_quoted(typed)}” is a part or a finding of “{named}”, which is known as a whole."
+                return self._refused(typed, sentence, structures)
+        near = self.study.nearest(" ".join(filter(None, (concept.side, concept.entry.name))))
+        return self._refused(typed, _not_known(typed), [s for name in near for s in self.study.known if s.name == name])
 
     def _unknown(self, typed: str, words: Sequence[str]) -> ReadPrompt:
         """A refusal for words that name nothing here, or more than is known."""
@@ -354,7 +363,7 @@ class _Reader:
         if structures:
             sentence = f"“{structures[0].name}” is known as a whole, not by level. Type it without “{levels[0]}”."
             return replace(self._refused(typed, sentence, structures), level=levels[0])
-        return self._refused(typed, f"“{_quoted(typed)}” is not known here.")
+        return self._refused(typed, _not_known(typed))
 
     def _refused(self, typed: str, sentence: str, first: Iterable[Known] = ()) -> ReadPrompt:
         suggestions = self.study.nearest(typed, first)
@@ -393,6 +402,10 @@ def _place(cells: dict) -> dict:  # type: ignore[type-arg]
 
 def _count(words: Sequence[str]) -> int | None:
     return next((int(word) for word in words if word.isdigit() and len(word) < 3), None)
+
+
+def _not_known(typed: str) -> str:
+    return f"“{_quoted(typed)}” is not known here."
 
 
 def _quoted(text: str) -> str:

@@ -11,7 +11,7 @@ SEPARATORS = {"and": "and", "or": "or", "&": "and", "+": "and", "plus": "and", "
 
 FILLERS = frozenset(
     "the a an of in on at for to from please pls kindly can could would will you i we me us my our want need"
-    " let lets show find see give get mark segment segmentation outline delineate contour draw label highlight trace"
+    " let lets show find see give get mark segmentation outline delineate contour draw label highlight trace"
     " annotate identify locate display mask region area part portion side sided section scan image picture slice volume ct mri mr"
     " xray radiograph here there now just only entire full complete whole this that these those patient is are where"
     " what tissue organ structure anatomical anatomy human its their all every it".split()
@@ -75,8 +75,9 @@ _JOINED = re.compile(rf"\b({_PREFIXES})-(?=[a-z]{{3}})")
 _NON = re.compile(r"\bnon[\s-]+(?=[a-z]{3})")
 _VERTEBRA = re.compile(r"\b([ctlsd])[\s-](\d{1,2})\b")
 _THIRD = re.compile(r"\b(upper|middle|lower|superior|inferior)[\s-]thirds?\b(?! (?:molar|metacarpal|metatarsal|rib))")
-_SIDED = re.compile(r"\b(left|right|two)[\s-](sided|hand)\b")
+_SIDED = re.compile(r"\b(left|right|two|one)[\s-](sided|hand)\b")
 _POLITE = re.compile(r"\b(i )?(would|id|d) like( to)?\b")
+_ORDER = re.compile(r"^((?:please|can|could|you|would|pls|kindly|to|i|want|need)\s+)*segment\s+(?!(?:\d|[ivx]+\b))")
 _TOKEN = re.compile(r"[a-z0-9]+|[&+,;/]")
 
 
@@ -96,7 +97,7 @@ def words_of(text: str) -> list[str]:
     text = _NON.sub("non", text)
     text = _JOINED.sub(lambda m: m[1] if m[1] != "no" else "no ", text)
     text = _VERTEBRA.sub(r"\1\2", _THIRD.sub(r"\1", _SIDED.sub(r"\1\2", text)))
-    return [word for token in _TOKEN.findall(_POLITE.sub(" ", text)) for word in _expanded(token)]
+    return [word for token in _TOKEN.findall(_ORDER.sub("", _POLITE.sub(" ", text))) for word in _expanded(token)]
 
 
 def key_of(words: Iterable[str]) -> frozenset[str]:
