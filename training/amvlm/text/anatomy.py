@@ -13,7 +13,7 @@ from amvlm.text.terms import FILLERS, POSITIONS, SEPARATORS, key_of, words_of
 
 Key = frozenset[str]
 SideAsked = Literal["left", "right", "both"]
-_SIDES: tuple[SideAsked, ...] = ("left", "right", "both")
+SIDES_ASKED: tuple[SideAsked, ...] = ("left", "right", "both")
 _WORDS_OF_PLACE = {
     "front": "anterior", "back": "posterior", "rear": "posterior", "top": "upper", "bottom": "lower",
     "upper": "superior", "superior": "upper", "lower": "inferior", "inferior": "lower",
@@ -127,7 +127,7 @@ class Anatomy:
             if form in self._by_key:
                 return Concept(self._by_key[form])
         for form in _forms(key):
-            asked = [side for side in _SIDES if side in form]
+            asked = [side for side in SIDES_ASKED if side in form]
             entry = self._entry(form) or (self._entry(form - set(asked)) if asked else None)
             if entry is not None:
                 own = self._entry(form) is not None
@@ -173,14 +173,15 @@ def _cells(row: dict[str, str], column: str) -> tuple[str, ...]:
     return tuple(cell for cell in row[column].split("|") if cell)
 
 
+def _entry_of(row: dict[str, str]) -> Entry:
+    return Entry(
+        row["name"], _cells(row, "synonyms"), _cells(row, "adjectives"), _cells(row, "latin"), _cells(row, "lay"),
+        _cells(row, "abbreviations"), row["paired"] == "yes", row["part_of"], row["within"],
+    )  # fmt: skip
+
+
 @lru_cache(maxsize=1)
 def anatomy() -> Anatomy:
     """The table of the package, read once."""
-    with resources.files("amvlm.text").joinpath("anatomy.csv").open(encoding="ascii", newline="") as file:
-        return Anatomy(
-            Entry(
-                row["name"], *(_cells(row, c) for c in ("synonyms", "adjectives", "latin", "lay", "abbreviations")),
-                row["paired"] == "yes", row["part_of"], row["within"],
-            )
-            for row in csv.DictReader(file)
-        )  # fmt: skip
+    text = resources.files("amvlm.text").joinpath("anatomy.csv").read_text("ascii")
+    return Anatomy(map(_entry_of, csv.DictReader(text.splitlines())))

@@ -6,14 +6,14 @@ import re
 import unicodedata
 from collections.abc import Collection, Sequence
 
-from amvlm.text.terms import plain
+from amvlm.text.terms import plain, word_set
 
 _SCRIPTS = {"CJK": "Chinese", "HIRAGANA": "Japanese", "KATAKANA": "Japanese", "HANGUL": "Korean"}
-_DENIALS = frozenset(
+_DENIALS = word_set(
     "no not non nor neither none never without except excepting exception exclude excluded excluding exclusion minus"
     " but nothing absent absence missing lacking lack sans free dont doesnt isnt arent wasnt cant cannot wont avoid"
     " ignore omit skip remove removed removing subtract subtracted outside beyond rest remainder remaining negative"
-    " apart besides save devoid resected excised unlike hide instead rather unless excludes drop delete discard".split()
+    " apart besides save devoid resected excised unlike hide instead rather unless excludes drop delete discard"
 )
 _RELATIVE = frozenset({"ipsilateral", "contralateral", "opposite", "ipsilesional", "contralesional", "other", "same",
                        "affected", "unaffected"})  # fmt: skip

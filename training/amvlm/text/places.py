@@ -93,11 +93,10 @@ def _groups(words: Sequence[str]) -> list[_Group]:
 
 def _cells(groups: list[_Group], spread: str) -> Cells:
     sided = [group for group in groups if group.sides]
+    levels = _ordered([level for group in groups for level in group.levels])
     if not sided:
-        levels = [level for group in groups for level in group.levels]
-        return dict.fromkeys(SIDES, _ordered(levels)) if levels else dict.fromkeys(SIDES, LEVELS) if spread == "both" else {}
+        return dict.fromkeys(SIDES, levels or LEVELS) if levels or spread == "both" else {}
     if not any(group.levels for group in sided):
-        levels = _ordered([level for group in groups for level in group.levels])
         return {side: levels or LEVELS for side in SIDES if any(side in group.sides for group in sided)}
     return _in_order(groups)
 
@@ -108,7 +107,8 @@ def _in_order(groups: list[_Group]) -> Cells:
     for index, group in enumerate(groups):
         before = groups[index - 1] if index else None
         after = groups[index + 1] if index + 1 < len(groups) else None
-        shared = [g for g in (before if before and not before.closed else None, after if not group.closed else None) if g]
+        shared = [before] if before and not before.closed else []
+        shared += [after] if after and not group.closed else []
         sides, levels = group.sides, group.levels
         if not sides:
             options = {tuple(g.sides) for g in shared if g.sides}

@@ -22,10 +22,19 @@ _NEGATING = ("un", "non", "in", "im", "an", "a", "dis", "de", "anti", "ex", "per
 
 
 @lru_cache(maxsize=1)
-def everyday_words() -> tuple[str, ...]:
-    """Words of daily life, first those for empty targets; none of them is a misspelling ("river" is not the liver)."""
+def _sections() -> tuple[tuple[str, ...], ...]:
     text = resources.files("amvlm.text").joinpath("everyday.txt").read_text("ascii")
-    return tuple(dict.fromkeys(word for line in text.splitlines() if not line.startswith("#") for word in line.split()))
+    return tuple(tuple(part.split("\n", 1)[1].split()) for part in text.split("#")[1:])
+
+
+def everyday_words() -> tuple[str, ...]:
+    """Words of daily life, for empty targets."""
+    return _sections()[0]
+
+
+def lookalikes() -> tuple[str, ...]:
+    """Words that are nearly words of anatomy and no misspellings of them ("river" is not the liver)."""
+    return _sections()[1]
 
 
 def mended(words: Sequence[str], vocabulary: Collection[str], ordinary: Collection[str]) -> list[tuple[str, ...]]:
@@ -45,7 +54,7 @@ def mended(words: Sequence[str], vocabulary: Collection[str], ordinary: Collecti
     list of tuple of str
         What the words may be: one where nothing was changed or only one word is close, at most ``_MOST``.
     """
-    options = []
+    options: list[list[tuple[str, ...]]] = []
     for word in _rejoined(words, vocabulary):
         if word in vocabulary or word in ordinary or not word.isalpha() or len(word) < _SHORTEST:
             options.append([(word,)])
@@ -67,7 +76,7 @@ def _near(word: str, vocabulary: Collection[str]) -> tuple[str, ...]:
 def _may_become(word: str, other: str) -> bool:
     """Never an opposite, and never by taking a denying prefix away or adding it."""
     for one, two in _OPPOSED:
-        if {word.startswith(one), other.startswith(one)} == {word.startswith(two), other.startswith(two)} == {True, False}:
+        if (word.startswith(one) and other.startswith(two)) or (word.startswith(two) and other.startswith(one)):
             return False
     short, long = sorted((word, other), key=len)
     return not any(long == prefix + short for prefix in _NEGATING)

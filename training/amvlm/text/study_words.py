@@ -8,7 +8,7 @@ from typing import Protocol
 
 from rapidfuzz import fuzz, process
 
-from amvlm.text.anatomy import Anatomy, Concept, Entry, Key
+from amvlm.text.anatomy import Anatomy, Concept, Entry, Key, SideAsked
 from amvlm.text.captions import normalise_caption
 from amvlm.text.terms import plain
 
@@ -36,6 +36,8 @@ class Known:
 
     @classmethod
     def of(cls, structure: KnownWords) -> Known:
+        if isinstance(structure, cls):
+            return structure
         return cls(structure.name, tuple(structure.aliases), tuple(structure.prompts))
 
     def caption(self, typed: str = "") -> str:
@@ -96,6 +98,11 @@ class StudyWords:
 
     def concept(self, structure: Known) -> Concept | None:
         return self._concepts.get(structure.name)
+
+    def own_side(self, structure: Known) -> SideAsked | None:
+        """The side that a structure's name holds, of a pair."""
+        concept = self.concept(structure)
+        return None if concept is None else concept.side
 
     def of_entry(self, entry: Entry | str) -> list[Known]:
         return self._by_entry.get(entry if isinstance(entry, str) else entry.name, [])

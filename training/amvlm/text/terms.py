@@ -6,22 +6,29 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-SEPARATORS = {"and": "and", "or": "or", "&": "and", "+": "and", "plus": "and", "with": "and", "versus": "and", ",": ",", ";": ",", "/": "/"}
-"""What stands between two things that are named, and how firmly: "and" and "or" always, a comma mostly, a slash sometimes."""
+SEPARATORS = {"and": "and", "or": "or", "&": "and", "+": "and", "plus": "and", "with": "and", "versus": "and",
+              "vs": "and", ",": ",", ";": ",", "/": "/"}  # fmt: skip
+"""What stands between two things: "and" and "or" always part them, a comma mostly, a slash sometimes."""
 
-FILLERS = frozenset(
+
+def word_set(words: str) -> frozenset[str]:
+    """The words of a text, for lists of words in code."""
+    return frozenset(words.split())
+
+
+FILLERS = word_set(
     "the a an of in on at for to from please pls kindly can could would will you i we me us my our want need"
     " let lets show find see give get mark segmentation outline delineate contour draw label highlight trace"
-    " annotate identify locate display mask region area part portion side sided section scan image picture slice volume ct mri mr"
-    " xray radiograph here there now just only entire full complete whole this that these those patient is are where"
-    " what tissue organ structure anatomical anatomy human its their all every it".split()
+    " annotate identify locate display mask region area part portion side sided section scan image picture slice"
+    " volume ct mri mr xray radiograph here there now just only entire full complete whole this that these those patient is are where"
+    " what tissue organ structure anatomical anatomy human its their all every it"
 )
 """Words that change nothing about what is meant. No word that denies, compares or names a neighbour is among them."""
 
 PART_WORDS = frozenset({"part", "portion", "section"})
-POSITIONS = frozenset(
+POSITIONS = word_set(
     "anterior posterior superior inferior upper middle lower medial lateral ventral dorsal proximal distal front back"
-    " left right rear top bottom head body tail apex base apical basal mid central peripheral".split()
+    " left right rear top bottom head body tail apex base apical basal mid central peripheral"
 )
 
 _SIDES = {
@@ -56,10 +63,10 @@ _IRREGULAR = {
     "diagnoses": "diagnosis", "necroses": "necrosis", "corpora": "corpus", "capita": "caput", "viscera": "viscera",
     "hypophyses": "hypophysis", "epiphyses": "epiphysis", "thromboses": "thrombosis", "vertebrae": "vertebra",
 }  # fmt: skip
-_SINGULAR = frozenset(
+_SINGULAR = word_set(
     "pancreas atlas pons lens biceps triceps quadriceps deferens glans os pes vas gas ascites nares caries series"
     " forceps atherosclerosis dens alas bias chaos cannabis cosmos coronas us lens facies mumps rabies diabetes"
-    " herpes pars adnexas ribless trans times texas".split()
+    " herpes pars adnexas ribless trans times texas"
 )
 _NUMBERS = {
     word: str(number)
@@ -85,7 +92,8 @@ def plain(text: str) -> str:
     """Lower-case text of Latin letters without accents, invisible characters and underscores."""
     text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFKC", text)).lower()
     text = "".join(c for c in text if unicodedata.category(c) != "Cf").replace("\u00f8", "o").replace("\u0153", "oe")
-    text = "".join(c for c in unicodedata.normalize("NFKD", text.replace("\u00e6", "ae")) if not unicodedata.combining(c))
+    text = unicodedata.normalize("NFKD", text.replace("\u00e6", "ae"))
+    text = "".join(c for c in text if not unicodedata.combining(c))
     return text.replace("_", " ").replace("\u2010", "-").replace("\u2011", "-").replace("\u2013", "-")
 
 

@@ -18,7 +18,6 @@ TEMPLATES = (
     "{}", "the {}", "segment the {}", "outline {}", "show me the {}", "please mark the {}", "where is the {}?",
     "{} in this scan", "mask of the {}", "the whole {}", "{} region", "delineate the {}", "the patient's {}",
 )  # fmt: skip
-_EVERYDAY = 140
 _ENGLISH = re.compile(r"(al|ic|ar|ous|ary|ine|ed)$")
 _BRITISH = (
     ("tumor", "tumour"), ("esophag", "oesophag"), ("edema", "oedema"), ("cecum", "caecum"), ("hemo", "haemo"),
@@ -41,7 +40,8 @@ def terms(structure: KnownWords, known: Sequence[KnownWords] = ()) -> tuple[str,
     concept = StudyWords((own,), anatomy()).concept(own)
     if concept is not None:
         names += [form for term in concept.entry.terms() for form in _sided(term, concept)]
-        names += [form for word in filter(_ENGLISH.search, concept.entry.adjectives) for form in _sided(f"{word} region", concept)]
+        adjectives = filter(_ENGLISH.search, concept.entry.adjectives)
+        names += [form for word in adjectives for form in _sided(f"{word} region", concept)]
     names += [other for name in names for other in _respelled(name)]
     names = list(dict.fromkeys(map(normalise_caption, names)))
     return tuple(name for name in names if read_prompt(name, study).structure == own.name)
@@ -75,7 +75,7 @@ def foreign_words(known: Sequence[KnownWords]) -> tuple[str, ...]:
         for name, entry in table.entries.items()
         if name not in own | wholes and not own & {w.name for w in table.wholes(entry)} and entry.within not in own
     ]
-    unread = (name for name in (*foreign, *everyday_words()[:_EVERYDAY]) if read_prompt(name, study.known).refusal)
+    unread = (name for name in (*foreign, *everyday_words()) if read_prompt(name, study.known).refusal)
     return tuple(unread)
 
 
@@ -88,7 +88,9 @@ def _sided(term: str, concept: Concept) -> list[str]:
 def _turned(term: str) -> list[str]:
     """ "anterior hippocampus" as "hippocampus, anterior" and "anterior part of the hippocampus"."""
     place, _, rest = term.partition(" ")
-    return [f"{rest}, {place}", f"{place} part of the {rest}"] if rest and " of " not in term and place in POSITIONS else []
+    if not rest or " of " in term or place not in POSITIONS:
+        return []
+    return [f"{rest}, {place}", f"{place} part of the {rest}"]
 
 
 def _respelled(name: str) -> list[str]:
