@@ -1,8 +1,8 @@
 """What prompts are read as: python benchmarks/words.py
 
-The wordings of ``words.csv``, in ten classes and for five studies, are read by rule. "reads as" holds the structure, or
-for captions the caption itself; an empty cell asks for a refusal. Half of each class is held out: its failures are shown
-only with ``--held-out``.
+The wordings of ``words.csv``, in ten classes and for five studies, are read by rule. "reads as" holds the structure,
+or for captions the caption itself; an empty cell asks for a refusal. Half of each class is held out: it is scored, and
+its failures are shown, only with ``--held-out``.
 """
 
 from __future__ import annotations
@@ -11,30 +11,31 @@ import argparse
 import csv
 from collections import Counter
 from dataclasses import dataclass
-from itertools import product
+from itertools import compress, product
 from pathlib import Path
 
 from amvlm.text.places import LEVELS, canonical_caption
 from amvlm.text.read import ReadPrompt, read_prompt
 from amvlm.text.study_words import Known
+from amvlm.text.terms import word_set
 
 TABLE = Path(__file__).with_name("words.csv")
-ABDOMEN = """spleen kidney_right kidney_left gallbladder liver stomach pancreas adrenal_gland_right adrenal_gland_left
-lung_upper_lobe_left lung_lower_lobe_left lung_upper_lobe_right lung_middle_lobe_right lung_lower_lobe_right esophagus
-trachea small_bowel duodenum colon urinary_bladder aorta inferior_vena_cava portal_vein_and_splenic_vein vertebrae_L1
-vertebrae_L2 vertebrae_T12""".split()
+ABDOMEN = word_set("""spleen kidney_right kidney_left gallbladder liver stomach pancreas adrenal_gland_right
+adrenal_gland_left lung_upper_lobe_left lung_lower_lobe_left lung_upper_lobe_right lung_middle_lobe_right
+lung_lower_lobe_right esophagus trachea small_bowel duodenum colon urinary_bladder aorta inferior_vena_cava
+portal_vein_and_splenic_vein vertebrae_L1 vertebrae_L2 vertebrae_T12""")
 STUDIES = {
     "hippocampus": (Known("anterior hippocampus", ("Anterior",)), Known("posterior hippocampus", ("Posterior",))),
     "chest": (Known("pulmonary infection"),),
     "cardiac": (Known("right ventricle"), Known("myocardium"), Known("left ventricle")),
-    "abdomen": tuple(map(Known, ABDOMEN)),
+    "abdomen": tuple(map(Known, sorted(ABDOMEN))),
     "liver": (Known("liver"),),
 }
 
 
 def chest_captions() -> tuple[str, ...]:
     """Every caption of the template, with the patient's right first, as captions of the image's sides are stored."""
-    levels = [tuple(kept) for bits in product((0, 1), repeat=3) if (kept := [x for x, b in zip(LEVELS, bits, strict=True) if b])]
+    levels = [kept for bits in product((0, 1), repeat=3) if (kept := tuple(compress(LEVELS, bits)))]
     one = [canonical_caption({side: level}) for side in ("left", "right") for level in levels]
     both = []
     for left, right in product(levels, levels):
@@ -87,7 +88,8 @@ def main() -> None:
         if not wording.is_read(reading):
             guesses += not reading.refusal
             outcome = reading.refusal or f"{reading.caption} @{reading.side}"
-            print(f"{wording.study} | {wording.kind} | {wording.prompt} => {outcome} (not {wording.reads_as or 'refused'})")
+            print(f"{wording.study} | {wording.kind} | {wording.prompt} => {outcome}")
+            print(f"    instead of {wording.reads_as or 'a refusal'}")
     for kind, number in total.items():
         print(f"{kind:14} {right[kind]:3} of {number}")
     print(f"{split}: {right.total()} of {total.total()}; read as something else: {guesses}")

@@ -14,6 +14,7 @@ from amvlm.text.anatomy import anatomy
 from amvlm.text.read import ReadPrompt, read_prompt
 from amvlm.text.spelling import everyday_words, lookalikes
 from amvlm.text.study_words import Known
+from amvlm.text.terms import word_set
 from amvlm.text.wordings import foreign_words, terms, wording, wordings
 
 HIPPOCAMPUS = (Known("anterior hippocampus", ("Anterior",)), Known("posterior hippocampus", ("Posterior",)))
@@ -25,7 +26,8 @@ INFECTION = (Known("pulmonary infection"),)
 LEFT_BASE = "unilateral pulmonary infection, one infected area, lower left lung"
 BOTH_BASES = "bilateral pulmonary infection, two infected areas, lower right lung and lower left lung"
 CAPTIONS = (LEFT_BASE, BOTH_BASES, "unilateral pulmonary infection, two infected areas, upper middle right lung")
-TOTAL = """spleen kidney_right kidney_left gallbladder liver stomach pancreas adrenal_gland_right adrenal_gland_left
+TOTAL = sorted(word_set("""
+spleen kidney_right kidney_left gallbladder liver stomach pancreas adrenal_gland_right adrenal_gland_left
 lung_upper_lobe_left lung_lower_lobe_left lung_upper_lobe_right lung_middle_lobe_right lung_lower_lobe_right esophagus
 trachea thyroid_gland small_bowel duodenum colon urinary_bladder prostate kidney_cyst_left kidney_cyst_right sacrum
 vertebrae_S1 heart aorta pulmonary_vein brachiocephalic_trunk subclavian_artery_right subclavian_artery_left
@@ -34,7 +36,7 @@ atrial_appendage_left superior_vena_cava inferior_vena_cava portal_vein_and_sple
 iliac_artery_right iliac_vena_left iliac_vena_right humerus_left humerus_right scapula_left scapula_right clavicula_left
 clavicula_right femur_left femur_right hip_left hip_right spinal_cord gluteus_maximus_left gluteus_maximus_right
 gluteus_medius_left gluteus_medius_right gluteus_minimus_left gluteus_minimus_right autochthon_left autochthon_right
-iliopsoas_left iliopsoas_right brain skull sternum costal_cartilages""".split()
+iliopsoas_left iliopsoas_right brain skull sternum costal_cartilages"""))
 TOTAL += [f"vertebrae_{part}{n}" for part, last in (("L", 5), ("T", 12), ("C", 7)) for n in range(1, last + 1)]
 TOTAL += [f"rib_{side}_{n}" for side in ("left", "right") for n in range(1, 13)]
 
@@ -121,7 +123,8 @@ def test_other_words_for_a_structure(text: str, known: tuple[Known, ...], struct
     ("text", "known"),
     [
         ("spleen", LIVER), ("liver cyst", LIVER), ("tumour of the liver", LIVER), ("hepatic vein", LIVER), ("a", LIVER),
-        ("liver segment", LIVER), ("around the liver", LIVER), ("liver-like structure", LIVER), ("part of the liver", LIVER),
+        ("liver segment", LIVER), ("around the liver", LIVER), ("liver-like structure", LIVER),
+        ("part of the liver", LIVER),
         ("renal artery", ABDOMEN), ("semicolon", ABDOMEN), ("colon and", ABDOMEN[:4]), ("splenic vein", ABDOMEN),
         ("lateral ventricle", CARDIAC), ("left atrial appendage", CARDIAC), ("myocardial infarct", CARDIAC),
         ("apex of the left ventricle", CARDIAC), ("right ventricular wall", CARDIAC), ("hippocampus", HIPPOCAMPUS),
@@ -196,7 +199,8 @@ def test_names_that_hold_a_denial_are_names() -> None:
 @pytest.mark.parametrize(
     ("text", "known"),
     [
-        ("liver and spleen", ABDOMEN), ("liver, spleen", ABDOMEN), ("liver/spleen", ABDOMEN), ("liver with tumour", ABDOMEN),
+        ("liver and spleen", ABDOMEN), ("liver, spleen", ABDOMEN), ("liver/spleen", ABDOMEN),
+        ("liver with tumour", ABDOMEN),
         ("anterior and posterior hippocampus", HIPPOCAMPUS), ("anterior, posterior hippocampus", HIPPOCAMPUS),
         ("hippocampal head & tail", HIPPOCAMPUS), ("LV + RV", CARDIAC), ("liver and tumour", (Known("liver tumour"),)),
     ],
@@ -209,8 +213,9 @@ def test_two_structures_are_refused(text: str, known: tuple[Known, ...]) -> None
 
 @pytest.mark.parametrize(
     ("text", "script"),
-    [("печень", "Cyrillic"), ("肝臓", "Chinese"), ("ήπαρ", "Greek"), ("livеr", "Cyrillic"), ("كبد", "Arabic"), ("🧠", "empty")],
-)
+    [("печень", "Cyrillic"), ("肝臓", "Chinese"), ("ήπαρ", "Greek"), ("livеr", "Cyrillic"), ("كبد", "Arabic"),
+     ("🧠", "empty")],
+)  # fmt: skip
 def test_scripts_that_are_not_read(text: str, script: str) -> None:
     assert script in read_prompt(text, LIVER).refusal
 
@@ -218,7 +223,8 @@ def test_scripts_that_are_not_read(text: str, script: str) -> None:
 @pytest.mark.parametrize(
     ("text", "structure", "side"),
     [
-        ("left kidney", "kidney_left", "left"), ("kidney, rt", "kidney_right", "right"), ("L kidney", "kidney_left", "left"),
+        ("left kidney", "kidney_left", "left"), ("kidney, rt", "kidney_right", "right"),
+        ("L kidney", "kidney_left", "left"),
         ("the kidney on the patient's left", "kidney_left", "left"), ("ren sinister", "kidney_left", "left"),
     ],
 )  # fmt: skip
@@ -236,7 +242,8 @@ def test_a_side_is_read_apart_from_a_structure_without_one() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["kidney", "both kidneys", "left right kidney", "contralateral kidney", "left liver", "kidney on the left of the image",
+    ["kidney", "both kidneys", "left right kidney", "contralateral kidney", "left liver",
+     "kidney on the left of the image",
      "my left kidney", "image-left kidney", "left", "left and right kidney"],
 )  # fmt: skip
 def test_sides_that_cannot_be_obeyed_are_refused(text: str) -> None:
@@ -284,14 +291,17 @@ def test_a_caption_of_the_study_stays_as_it_is() -> None:
 @pytest.mark.parametrize(
     "text",
     ["liver", "left lung", "lower left lung", "no infection", "uninfected left lung", "unilateral infection",
-     "bilateral infection, lower left lung", "infection left right", "infection and pleural effusion", "infection + liver",
-     "infection, right more than left", "contralateral infection", "left base consolidation", "infection around the left base"],
+     "bilateral infection, lower left lung", "infection left right", "infection and pleural effusion",
+     "infection + liver",
+     "infection, right more than left", "contralateral infection", "left base consolidation",
+     "infection around the left base"],
 )  # fmt: skip
 def test_what_no_caption_says_is_refused(text: str) -> None:
     assert read_infection(text).refusal
 
 
-@given(st.sampled_from(["left", "right"]), st.sampled_from(["upper", "middle", "lower"]), st.permutations(["p", "s", "l"]))
+@given(st.sampled_from(["left", "right"]), st.sampled_from(["upper", "middle", "lower"]),
+       st.permutations(["p", "s", "l"]))  # fmt: skip
 def test_no_order_of_words_moves_an_infection(side: str, level: str, order: list[str]) -> None:
     words = {"p": "pneumonia", "s": side, "l": level}
     assert read_infection(" ".join(words[o] for o in order)).caption.endswith(f"one infected area, {level} {side} lung")
@@ -313,6 +323,18 @@ def test_words_of_anatomy_are_read_only_where_every_one_belongs(words: list[str]
         concept = table.concept(table.key(" ".join(words)))
         assert concept is not None
         assert concept.entry.name == "liver"
+
+
+def test_free_words_never_let_two_places_change_places() -> None:
+    captions = ("nuclei high in the upper left", "nuclei high in the left, sparse in the right")
+    words = {word for caption in captions for word in caption.replace(",", " ").split()}
+
+    def read(text: str) -> ReadPrompt:
+        return read_prompt(text, (Known("target"),), free_words=words, captions=captions)
+
+    assert read("upper left, high nuclei").caption == captions[0]
+    assert read(captions[1]).caption == captions[1]
+    assert read("nuclei sparse in the left, high in the right").refusal
 
 
 def test_long_texts_are_refused_quickly() -> None:

@@ -80,11 +80,11 @@ class CaptionReader:
         """A caption in the words of the captions that the model was trained on, if it names something of them."""
         if not self._free_words or self.templated or not key <= self._free_words:
             return None
-        if not any(self._table.concept(Key((word,))) for word in key):
-            return None
+        levels = list(dict.fromkeys(LEVEL_WORDS[word] for word in words if word in LEVEL_WORDS))
+        if {"left", "right"} <= key or len(levels) > 1 or not any(self._table.concept(Key((word,))) for word in key):
+            return None  # without their order, the words of two places could change places
         same = next((caption for caption in self._captions if self._table.key(caption) == key), typed)
         sides: list[SideAsked] = [side for side in SIDES_ASKED if side in key]
-        levels = list(dict.fromkeys(LEVEL_WORDS[word] for word in words if word in LEVEL_WORDS))
         name = self._study.known[0].name if len(self._study.known) == 1 else None
         note = "" if same == typed else f"Read as “{same}”."
         reading = ReadPrompt(typed, name, caption=same, note=note, count=_count(words))

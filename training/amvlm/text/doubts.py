@@ -45,7 +45,7 @@ def denies(words: Sequence[str], vocabulary: Collection[str]) -> bool:
     """True for words that take something away: "no", "without", "other than", "non-hepatic", "uninfected"."""
     if "other" in words and "than" in words:
         return True
-    return any(word in _DENIALS or word not in vocabulary and _stem_denied(word, vocabulary) for word in words)
+    return any(word in _DENIALS or (word not in vocabulary and _stem_denied(word, vocabulary)) for word in words)
 
 
 def _stem_denied(word: str, vocabulary: Collection[str]) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from amvlm.text.captions import Side
-from amvlm.text.terms import FILLERS, SEPARATORS
+from amvlm.text.terms import FILLERS, SEPARATORS, word_set
 from amvlm.text.views import view_key
 
 LEVELS = ("upper", "middle", "lower")
@@ -19,7 +19,7 @@ LEVEL_WORDS = {
 SIDES: tuple[Side, Side] = ("left", "right")
 _NOUNS = frozenset({"lung", "zone", "lobe", "field", "hemithorax", "chest", "thorax"})
 _FINDINGS = frozenset({"infection", "covid19", "pneumonia"})
-_WITH_A_FINDING = frozenset({"viral", "bacterial", "infiltrate", "lesion", "inflammation", "focus", "patch", "spot", "multiple"})
+_WITH_A_FINDING = word_set("viral bacterial infiltrate lesion inflammation focus patch spot multiple")
 _SPREADS = frozenset({"both", "unilateral", "bilateral", "onesided"})
 _NUMBER_WORDS = ("one", "two", "three", "four", "five", "six")
 Cells = dict[Side, tuple[str, ...]]
@@ -76,7 +76,7 @@ def read_places(words: Sequence[str]) -> Cells:
     if any(len(group.sides) == 2 and "both" not in group.words for group in groups):
         raise UnreadPlaceError("It names left and right in one breath.")
     cells = _cells(groups, spread)
-    if spread == "both" and len(cells) == 1 or spread == "unilateral" and len(cells) != 1:
+    if (spread == "both" and len(cells) == 1) or (spread == "unilateral" and len(cells) != 1):
         raise UnreadPlaceError("Its sides contradict each other, or the side is missing.")
     return cells
 

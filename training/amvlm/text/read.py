@@ -92,16 +92,18 @@ class _Reader:
 
     def _read_mended(self, typed: str, plain_words: list[str]) -> ReadPrompt:
         """With close spellings put right, where only one way of doing so means anything."""
-        options = [words for words in mended(plain_words, self.vocabulary, self._ordinary) if words != tuple(plain_words)]
+        as_typed = tuple(plain_words)
         readings = [
             (words, reading)
-            for words in options
-            if not doubts.denies(words, self.vocabulary)
+            for words in mended(plain_words, self.vocabulary, self._ordinary)
+            if words != as_typed
+            and not doubts.denies(words, self.vocabulary)
             and (reading := self._read_words(typed, self.table.nouns(words))) is not None
         ]
         if len({(reading.structure, reading.side, reading.caption, reading.refusal) for _, reading in readings}) == 1:
             reading = readings[0][1]
-            return reading if reading.refusal or reading.note else replace(reading, note=f"Read as “{reading.caption}”.")
+            quiet = bool(reading.refusal or reading.note)
+            return reading if quiet else replace(reading, note=f"Read as “{reading.caption}”.")
         if readings:
             changed = [" ".join(word for word in words if word not in plain_words) for words, _ in readings]
             names = [reading.structure for _, reading in readings]
@@ -169,7 +171,8 @@ class _Reader:
         meanings = self.table.unclear(key)
         if meanings and self.table.concept(key) is None:
             names = [entry.name for entry in meanings]
-            return replace(self.refusals.refused(typed, f"“{quoted(typed)}” may mean {either(names)}."), suggestions=tuple(names))
+            refused = self.refusals.refused(typed, f"“{quoted(typed)}” may mean {either(names)}.")
+            return replace(refused, suggestions=tuple(names))
         concept = self.table.concept(key)
         if concept is None:
             return None
@@ -198,8 +201,9 @@ class _Reader:
         if side is not None and own is not None and side != own:
             return self.refusals.which(typed, [structure])
         if side is not None and concept is not None and not concept.entry.paired and own is None:
-            return self.refusals.refused(typed, f"“{side}” names a part of “{structure.name}”, which is known as a whole.", [structure])
+            sentence = f"“{side}” names a part of “{structure.name}”, which is known as a whole."
+            return self.refusals.refused(typed, sentence, [structure])
         caption = structure.caption(typed)
         if exact and self.captions.templated and caption == typed:
-            return self.captions.with_place(replace(ReadPrompt(typed), structure=structure.name, caption=caption))
+            return self.captions.with_place(ReadPrompt(typed, structure.name, caption=caption))
         return ReadPrompt(typed, structure.name, side or own, caption=caption)

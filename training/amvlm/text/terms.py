@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable
 
 SEPARATORS = {"and": "and", "or": "or", "&": "and", "+": "and", "plus": "and", "with": "and", "versus": "and",
-              "vs": "and", ",": ",", ";": ",", "/": "/"}  # fmt: skip
+              ",": ",", ";": ",", "/": "/"}  # fmt: skip
 """What stands between two things: "and" and "or" always part them, a comma mostly, a slash sometimes."""
 
 
@@ -20,7 +20,8 @@ FILLERS = word_set(
     "the a an of in on at for to from please pls kindly can could would will you i we me us my our want need"
     " let lets show find see give get mark segmentation outline delineate contour draw label highlight trace"
     " annotate identify locate display mask region area part portion side sided section scan image picture slice"
-    " volume ct mri mr xray radiograph here there now just only entire full complete whole this that these those patient is are where"
+    " volume ct mri mr xray radiograph here there now just only entire full complete whole this that these those"
+    " patient is are where"
     " what tissue organ structure anatomical anatomy human its their all every it"
 )
 """Words that change nothing about what is meant. No word that denies, compares or names a neighbour is among them."""
