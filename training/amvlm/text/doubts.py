@@ -16,7 +16,7 @@ _DENIALS = word_set(
     " apart besides save devoid resected excised unlike hide instead rather unless excludes drop delete discard"
 )
 _RELATIVE = frozenset({"ipsilateral", "contralateral", "opposite", "ipsilesional", "contralesional", "other", "same",
-                       "affected", "unaffected"})  # fmt: skip
+                       "unaffected"})  # fmt: skip
 _SEEN = r"(?:image|picture|screen|display|film|photo|photograph|slice|view|viewer|monitor|window|radiograph)"
 _SIDE = r"\b(?:left|right|lt|rt)\b"
 _IMAGE_SIDES = (
@@ -60,4 +60,4 @@ def side_of_image(text: str) -> bool:
 
 
 def side_of_another(words: Collection[str]) -> bool:
-    return bool(_RELATIVE & set(words))
+    return bool(_RELATIVE & set(words)) or ("affected" in words and "side" in words)

@@ -19,7 +19,10 @@ LEVEL_WORDS = {
 SIDES: tuple[Side, Side] = ("left", "right")
 _NOUNS = frozenset({"lung", "zone", "lobe", "field", "hemithorax", "chest", "thorax"})
 _FINDINGS = frozenset({"infection", "covid19", "pneumonia"})
-_WITH_A_FINDING = word_set("viral bacterial infiltrate lesion inflammation focus patch spot multiple")
+_WITH_A_FINDING = word_set(
+    "viral bacterial infiltrate lesion inflammation focus patch spot multiple affected involvement involving"
+    " limited confined within by"
+)
 _SPREADS = frozenset({"both", "unilateral", "bilateral", "onesided"})
 _NUMBER_WORDS = ("one", "two", "three", "four", "five", "six")
 Cells = dict[Side, tuple[str, ...]]
@@ -105,10 +108,7 @@ def _in_order(groups: list[_Group]) -> Cells:
     """Give each group what it lacks: a side or a level of the neighbour it shares a noun with."""
     found: dict[Side, list[str]] = {}
     for index, group in enumerate(groups):
-        before = groups[index - 1] if index else None
-        after = groups[index + 1] if index + 1 < len(groups) else None
-        shared = [before] if before and not before.closed else []
-        shared += [after] if after and not group.closed else []
+        shared = _sharing(groups, index)
         sides, levels = group.sides, group.levels
         if not sides:
             options = {tuple(g.sides) for g in shared if g.sides}
@@ -121,6 +121,24 @@ def _in_order(groups: list[_Group]) -> Cells:
         for side in sides:
             found.setdefault(side, []).extend(levels)
     return {side: _ordered(found[side]) for side in SIDES if side in found}
+
+
+def _sharing(groups: list[_Group], index: int) -> list[_Group]:
+    """The nearest group before and after that has a side, as far as no noun stands between."""
+    shared = []
+    for other in reversed(groups[:index]):
+        if other.closed:
+            break
+        if other.sides:
+            shared.append(other)
+            break
+    for place, other in enumerate(groups[index + 1 :], index + 1):
+        if groups[place - 1].closed:
+            break
+        if other.sides:
+            shared.append(other)
+            break
+    return shared
 
 
 def _ordered(levels: Sequence[str]) -> tuple[str, ...]:

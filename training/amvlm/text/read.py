@@ -149,8 +149,8 @@ class _Reader:
             return self.refusals.refused(typed, f"It names {names}. Outline one structure at a time.", known)
         if not key or len(key) > _MOST_WORDS:
             return None
-        if PART_WORDS & set(words) and not POSITIONS & set(words):
-            return None
+        if PART_WORDS & set(words) and not any(word in POSITIONS or word.isdigit() or word == "v" for word in words):
+            return None  # "part of the liver" is less than the liver
         if {"left", "right"} <= key and not self._is_named(key) and not self.study.by_key(key):
             return self.refusals.refused(typed, "It names left and right at once. Type one side.")
         return self._by_key(typed, key) or self.captions.free(typed, words, key) or self._by_concept(typed, key)

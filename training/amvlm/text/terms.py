@@ -20,13 +20,15 @@ FILLERS = word_set(
     "the a an of in on at for to from please pls kindly can could would will you i we me us my our want need"
     " let lets show find see give get mark segmentation outline delineate contour draw label highlight trace"
     " annotate identify locate display mask region area part portion side sided section scan image picture slice"
+    " segment aspect end subregion subdivision division compartment paint select extract isolate detect"
+    " localise localize circle help location located situated seen visible present"
     " volume ct mri mr xray radiograph here there now just only entire full complete whole this that these those"
     " patient is are where"
     " what tissue organ structure anatomical anatomy human its their all every it"
 )
 """Words that change nothing about what is meant. No word that denies, compares or names a neighbour is among them."""
 
-PART_WORDS = frozenset({"part", "portion", "section"})
+PART_WORDS = word_set("part portion section segment aspect end subregion subdivision division compartment")
 POSITIONS = word_set(
     "anterior posterior superior inferior upper middle lower medial lateral ventral dorsal proximal distal front back"
     " left right rear top bottom head body tail apex base apical basal mid central peripheral"
@@ -38,6 +40,7 @@ _SIDES = {
     "both": "bilateral bilat bilaterally twosided",
 }
 _EXPANSIONS = {
+    "rml": "right middle lobe lung",
     "rul": "right upper lobe lung", "rll": "right lower lobe lung", "lul": "left upper lobe lung",
     "lll": "left lower lobe lung", "ruz": "right upper zone", "rmz": "right middle zone", "rlz": "right lower zone",
     "luz": "left upper zone", "lmz": "left middle zone", "llz": "left lower zone", "rk": "right kidney",
@@ -50,7 +53,7 @@ _WORDS = {
     "tumoral": "tumor", "septal": "septum", "valvular": "valve", "nervous": "nerve", "tumorous": "tumor",
     "grey": "gray", "disk": "disc", "fibre": "fiber", "centre": "center", "infectious": "infected",
     "visualise": "show", "visualize": "show", "infective": "infected", "lobar": "lobe", "gyral": "gyrus",
-    "valva": "valve", "myocardiac": "myocardial",
+    "valva": "valve", "muscular": "muscle", "musculus": "muscle", "myocardiac": "myocardial",
 }  # fmt: skip
 _IRREGULAR = {
     "foramina": "foramen", "lumina": "lumen", "cortices": "cortex", "apices": "apex", "calices": "calyx",
