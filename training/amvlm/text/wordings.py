@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from numpy.random import Generator as Rng
 
@@ -35,7 +36,11 @@ def terms(structure: KnownWords, known: Sequence[KnownWords] = ()) -> tuple[str,
     known : sequence of KnownWords, optional
         The study's structures: a name that could mean another of them is left out.
     """
-    own, study = Known.of(structure), tuple(map(Known.of, known)) or (Known.of(structure),)
+    return _terms(Known.of(structure), tuple(map(Known.of, known)) or (Known.of(structure),))
+
+
+@lru_cache(maxsize=1024)
+def _terms(own: Known, study: tuple[Known, ...]) -> tuple[str, ...]:
     names = [own.name, *own.aliases, *own.prompts, plain(own.name)]
     concept = StudyWords((own,), anatomy()).concept(own)
     if concept is not None:
