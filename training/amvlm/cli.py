@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import typer
 from pydantic import BaseModel, ValidationError
 
-from amvlm import __version__, cli_labels, cli_plan, console
+from amvlm import __version__, cli_labels, cli_plan, cli_weights, console
 from amvlm.config import PretrainSettings, TrainSettings
 from amvlm.errors import UserError
 from amvlm.flags import with_settings
@@ -409,6 +409,7 @@ def demo(
     run_demo(seed, steps, output)
 
 
+app.add_typer(cli_weights.app, name="weights")
 for _command in (cli_plan.plan, cli_labels.judge, cli_labels.history, cli_labels.restore, cli_labels.edit):
     app.command()(_command)
 
