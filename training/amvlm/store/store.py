@@ -254,13 +254,13 @@ class LabelStore:
         """
         case = self.case(case_id)
         grid = Volume(np.broadcast_to(np.uint8(0), case.shape), case.affine, case.sides_known, case.planar)
-        sha256 = self.masks.add(mask, grid)
-        return self._judge(
-            Judgement(
-                case_id, structure, "accepted", sha256, prompt, source, model_fingerprint, edited_voxels,
-                author or self._author,
-            )
+        judgement = Judgement(
+            case_id, structure, "accepted", None, prompt, source, model_fingerprint, edited_voxels,
+            author or self._author,
         )  # fmt: skip
+        with self.index.read() as connection:  # before the mask is kept: what is refused leaves nothing behind
+            labels.require_fit(connection, judgement)
+        return self._judge(dataclasses.replace(judgement, mask_sha256=self.masks.add(mask, grid)))
 
     def mark_absent(
         self, case_id: str, structure: str, *, prompt: str = "", source: Source = "by hand", author: str | None = None
