@@ -449,12 +449,6 @@ def _unexpected(error: BaseException) -> str:
     )
 
 
-def train_main() -> None:
-    """Entry point of ``amvlm-train``, the same as ``amvlm train``."""
-    sys.argv = [sys.argv[0], "train", *sys.argv[1:]]
-    main()
-
-
 @app.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="show the version")] = False) -> None:
     if version:
