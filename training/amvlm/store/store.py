@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from amvlm.errors import UserError
 from amvlm.imaging import Volume, read_volume
 from amvlm.paths import check_name, inside
-from amvlm.store import cases, drafts, labels, quality
+from amvlm.store import cases, drafts, editing, labels, quality
 from amvlm.store.files import ImageFolder, MaskFolder, sha256_of
 from amvlm.store.index import FILE_NAME, Index
 from amvlm.store.labels import Judgement
@@ -178,6 +178,33 @@ class LabelStore:
         """Add a structure, or add wordings to one that is there."""
         with self.index.write() as connection:
             cases.merge_structure(connection, name, aliases, prompts)
+
+    def rename_structure(self, name: str, new: str) -> None:
+        """Give a structure another name; labels, drafts and reports go along, and the old name stays an alias."""
+        with self.index.write() as connection:
+            editing.rename_structure(connection, name, new)
+
+    def set_aliases(self, name: str, add: Iterable[str] = (), remove: Iterable[str] = ()) -> None:
+        """Add and remove further names of a structure."""
+        with self.index.write() as connection:
+            editing.set_aliases(connection, name, add, remove)
+
+    def set_colour(self, name: str, colour: str) -> None:
+        """Change a structure's colour, "#rrggbb"."""
+        with self.index.write() as connection:
+            editing.set_colour(connection, name, colour)
+
+    def set_captions(self, reports: Mapping[str, Sequence[str]], structure: str | None = None) -> None:
+        """Replace what the reports of some cases say, of one structure or of the whole scan, in one transaction.
+
+        Parameters
+        ----------
+        reports : mapping
+            Case id → texts in the patient's sides; none remove the report.
+        """
+        with self.index.write() as connection:
+            for case_id, texts in reports.items():
+                editing.set_captions(connection, case_id, structure, texts)
 
     def captions(self) -> dict[str, list[tuple[str | None, str]]]:
         """Case id → [(structure or None, text)], volume scope, in the patient's sides."""
