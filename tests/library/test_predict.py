@@ -82,8 +82,8 @@ def test_combined_labels_and_going_on(
 
 def test_a_study_keeps_its_case_numbers(scans: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    import_study(scans, tmp_path / "study")
-    run("predict", tmp_path / "study", "-o", out, "--prompt", "anterior hippocampus", "--suffix", ".mha")
+    import_study(scans, tmp_path / "own")
+    run("predict", tmp_path / "own", "-o", out, "--prompt", "anterior hippocampus", "--suffix", ".mha")
     rows = table(out)
     assert [row["case"] for row in rows] == ["case-00001", "case-00002"]
     assert all((out / row["file"]).is_file() for row in rows)
