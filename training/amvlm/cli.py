@@ -55,7 +55,7 @@ def import_(
     ] = "",
     split: Annotated[Literal["auto", "train", "val", "test"], typer.Option()] = "auto",
     accept_fraction: Annotated[float, typer.Option(min=0, max=1, help="share of training masks to accept")] = 1.0,
-    seed: Annotated[int, typer.Option(help="chooses that share")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="chooses that share")] = 0,
 ) -> None:
     """Copy images, masks and captions into a study."""
     from amvlm.exchange import import_study
@@ -321,7 +321,7 @@ def quality(
     order: Annotated[
         Literal["random", "worst", "disagreement", "diverse"], typer.Option(help="which case to label first")
     ] = "random",
-    seed: Annotated[int, typer.Option(help="of the random order")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="of the random order")] = 0,
     limit: Annotated[int, typer.Option(min=0, help="how many rows to print, 0 for all")] = 20,
     output: Annotated[Path | None, typer.Option("--json", help="also write all of it as JSON")] = None,
 ) -> None:
@@ -398,7 +398,7 @@ def export(
 
 @app.command()
 def demo(
-    seed: Annotated[int, typer.Option(help="of the training")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="of the training")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="training steps")] = 1500,
     output: Annotated[Path | None, typer.Option("--json", help="also write the table as JSON")] = None,
 ) -> None:
