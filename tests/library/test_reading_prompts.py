@@ -337,6 +337,19 @@ def test_free_words_never_let_two_places_change_places() -> None:
     assert read("nuclei sparse in the left, high in the right").refusal
 
 
+def test_wordings_with_a_place_stand_for_themselves_alone() -> None:
+    finding = (Known("pulmonary infection", (), ("infection left base", "lower right lung infection")),)
+    words = word_set("unilateral pulmonary infection one infected area lower left right lung")
+    for free_words in ((), words):
+        assert read_prompt("pneumonia", finding, free_words=free_words).caption == "pulmonary infection"
+    exact = read_prompt("infection left base", finding, free_words=words)
+    assert (exact.caption, exact.side, exact.level) == ("infection left base", "left", "lower")
+    kidney = (Known("kidney", (), ("left kidney", "kidney")),)
+    assert read_prompt("left kidney", kidney).side == "left"
+    assert read_prompt("right kidney", kidney).side == "right"
+    assert read_prompt("right kidney", kidney).caption == "kidney"
+
+
 def test_long_texts_are_refused_quickly() -> None:
     assert read_prompt("liver " * 333, LIVER).structure == "liver"
     assert read_prompt("the liver of a very old man who walked along many rivers and saw great cities", LIVER).refusal

@@ -10,7 +10,7 @@ from amvlm.errors import UserError
 from amvlm.text import doubts
 from amvlm.text.anatomy import Anatomy, Concept, Key, SideAsked, anatomy
 from amvlm.text.caption_reading import CaptionReader
-from amvlm.text.captions import checked_prompt, normalise_caption
+from amvlm.text.captions import checked_prompt, names_a_side, normalise_caption
 from amvlm.text.places import LEVEL_WORDS, is_lung_finding
 from amvlm.text.reading import LONGEST_QUOTE, ReadPrompt, Refusals, either, quoted
 from amvlm.text.spelling import everyday_words, lookalikes, mended
@@ -80,7 +80,7 @@ class _Reader:
         """A normalised text, read: as it stands, else with its spelling mended, else refused."""
         exact = self.study.exact(typed)
         if len(exact) == 1:
-            return self._known(typed, exact[0], None, exact=True)
+            return self._exact(typed, exact[0])
         if typed in self.texts:
             return self.captions.as_it_stands(typed)
         doubt = self._doubt(typed)
@@ -89,6 +89,15 @@ class _Reader:
         plain_words = words_of(typed)
         reading = self._read_words(typed, self.table.nouns(plain_words))
         return reading or self._read_mended(typed, plain_words)
+
+    def _exact(self, typed: str, structure: Known) -> ReadPrompt:
+        """A wording of the study as it stands, with the side that it names."""
+        reading = self._known(typed, structure, None, exact=True)
+        if reading.side is None and names_a_side(typed):
+            words = self._read_words(typed, self.table.words(typed))
+            if words is not None and words.structure == structure.name:
+                return replace(reading, side=words.side)
+        return reading
 
     def _read_mended(self, typed: str, plain_words: list[str]) -> ReadPrompt:
         """With close spellings put right, where only one way of doing so means anything."""

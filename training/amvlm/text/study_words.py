@@ -11,6 +11,7 @@ from rapidfuzz import fuzz, process
 from amvlm.text.anatomy import Anatomy, Concept, Entry, Key, SideAsked
 from amvlm.text.captions import normalise_caption
 from amvlm.text.terms import plain
+from amvlm.text.views import names_a_place
 
 SUGGESTIONS = 3
 
@@ -41,10 +42,14 @@ class Known:
         return cls(structure.name, tuple(structure.aliases), tuple(structure.prompts))
 
     def caption(self, typed: str = "") -> str:
-        """What the model embeds: the wording that was typed if the study uses it, else the one that stands for all."""
+        """What the model embeds: the wording that was typed if the study uses it, else the one that stands for all.
+
+        A wording with a side or level of its own ("infection left base") never stands for all.
+        """
         if typed in map(normalise_caption, self.prompts):
             return typed
-        return normalise_caption(self.prompts[0] if self.prompts else self.name)
+        placed = names_a_place(self.name)
+        return normalise_caption(next((p for p in self.prompts if names_a_place(p) == placed), self.name))
 
 
 class StudyWords:
@@ -75,6 +80,8 @@ class StudyWords:
             self._names[structure.name] = plain(structure.name)
             for term in (structure.name, *structure.aliases, *structure.prompts):
                 _add(self._exact, normalise_caption(term), structure)
+                if term in structure.prompts and names_a_place(term):
+                    continue  # a key has no order, and two places could change places
                 for key in {table.key(term), table.key(term.lower())}:
                     words |= key
                     _add(self._by_key, key, structure)
