@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import random
+from collections.abc import Sequence
 from importlib import resources
 
 import numpy as np
@@ -273,6 +275,8 @@ def test_ambiguous_abbreviations_name_what_they_may_mean() -> None:
         ("infection in the middle and upper right lung", CAPTIONS[2], "right", None),
         ("upper left and lower right infection",
          "bilateral pulmonary infection, two infected areas, upper left lung and lower right lung", "both", None),
+        ("pneumonia upper left and right lower lung",
+         "bilateral pulmonary infection, two infected areas, upper left lung and lower right lung", "both", None),
         ("left pneumonia",
          "unilateral pulmonary infection, three infected areas, upper middle lower left lung", "left", None),
     ],
@@ -323,6 +327,34 @@ def test_words_of_anatomy_are_read_only_where_every_one_belongs(words: list[str]
         concept = table.concept(table.key(" ".join(words)))
         assert concept is not None
         assert concept.entry.name == "liver"
+
+
+_LEVEL_WORDS = {"upper": ("upper", "apical", "top"), "middle": ("middle", "mid"), "lower": ("lower", "basal")}
+_SIDE_WORDS = {"left": ("left", "lt", "left-sided", "L"), "right": ("right", "rt", "right sided")}
+
+
+def _place(draw: random.Random, side: str, levels: Sequence[str]) -> str:
+    words = [draw.choice(_LEVEL_WORDS[level]) for level in levels]
+    level = draw.choice([", ".join(words[:-1]) + " and " + words[-1], " ".join(words)]) if words[1:] else words[0]
+    noun, where = draw.choice(["lung", "zone", "lobe", ""]), draw.choice(_SIDE_WORDS[side])
+    forms = (f"{level} {where} {noun}", f"{where} {level} {noun}", f"the {level} part of the {where} {noun or 'lung'}")
+    return draw.choice(forms).strip()
+
+
+def test_generated_places_are_read_as_they_were_meant_or_refused() -> None:
+    draw, refused = random.Random(0), 0
+    for _ in range(1_000):
+        sides = draw.sample(["left", "right"], draw.choice([1, 2]))
+        cells = {side: [x for x in _LEVEL_WORDS if draw.random() < 0.5] or ["lower"] for side in sides}
+        places = draw.choice([" and ", ", ", " + "]).join(_place(draw, side, cells[side]) for side in sides)
+        finding = draw.choice(["pneumonia", "infection", "lung infection"])
+        text = draw.choice([f"{finding} in {places}", f"{places} {finding}", f"{finding}, {places}"])
+        reading = read_infection(text)
+        refused += bool(reading.refusal)
+        parts = [f"{' '.join(cells[side])} {side} lung" for side in ("left", "right") if side in cells]
+        read = reading.caption.rsplit(", ", 1)[-1].split(" and ")
+        assert reading.refusal or sorted(read) == sorted(parts), text
+    assert refused < 100
 
 
 def test_free_words_never_let_two_places_change_places() -> None:

@@ -147,10 +147,10 @@ class _Reader:
 
     def _read_words(self, typed: str, words: list[str]) -> ReadPrompt | None:
         """The words as they are; None where they are not understood."""
-        words = sides_joined(words)
-        key = key_of(words)
         if self.captions.templated and is_lung_finding(words):
             return self.captions.lung_finding(typed, words)
+        words = sides_joined(words)
+        key = key_of(words)
         things = self.things.of(words)
         if len(things) > 1:
             names = " and ".join(f"“{name}”" for name in things[:3])
