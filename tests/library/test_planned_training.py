@@ -21,7 +21,7 @@ from amvlm.inference import Session, find_model
 from amvlm.learning import RunFolder, planned_opening, train
 from amvlm.learning.before import dices_before
 from amvlm.learning.fitting import patch_loss, pseudo_labelled
-from amvlm.learning.patches import PatchSampler, PreparedCase, augmented, plain
+from amvlm.learning.patches import PatchSampler, PreparedCase, affine_moves, augmented, moved, plain
 from amvlm.learning.prepared import PreparedStudy
 from amvlm.learning.study import open_study
 from amvlm.losses import masked_dice_bce
@@ -209,10 +209,10 @@ def test_images_and_labels_move_together() -> None:
     labels[0, 0, 20:40, 25:45] = 1
     case = PreparedCase("x", labels.astype(np.float16), labels, np.ones(1, np.float32), (1.0, 1.0, 1.0))
     plan = _plan(structures=("a",), largest_part=(False,), patch=(1, 48, 48), mirror=(True, True), batch_size=16)
-    from amvlm.learning.patches import _moved
-
-    moved = _moved(PatchSampler(plan, [case]).draw(16, np.random.default_rng(0)), plan, np.random.default_rng(1))
-    assert ((moved.image > 0.5) == (moved.labels > 0.5)).float().mean() > 0.99
+    sampler = PatchSampler(plan, [case])
+    moves = affine_moves(16, sampler.crop, plan, np.random.default_rng(1))
+    turned = moved(sampler.draw(16, np.random.default_rng(0)), plan, moves)
+    assert ((turned.image > 0.5) == (turned.labels > 0.5)).float().mean() > 0.99
 
 
 def test_a_case_smaller_than_the_patch_and_one_slice_are_read() -> None:
