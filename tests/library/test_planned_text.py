@@ -10,10 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from torch import Tensor
+from typer.testing import CliRunner
 
-from amvlm.config import EncoderSettings, PlannedTextSettings
+from amvlm.config import EncoderSettings, PlannedTextSettings, TrainSettings
 from amvlm.errors import UserError
+from amvlm.flags import with_settings
 from amvlm.imaging import Volume
 from amvlm.imaging.resample import IntensityScale, SliceGrid, slabs
 from amvlm.inference import Session
@@ -163,6 +166,19 @@ def test_text_enters_at_every_level_or_at_the_last_alone() -> None:
     assert last.film[-1].out_features == 2 * 4
     levels = every.encode(torch.randn(1, 1, 32, 32), _seen(1))
     assert last.decode(levels, torch.randn(1, 12)).isfinite().all()
+
+
+def test_each_switch_has_a_flag() -> None:
+    found = []
+
+    @with_settings(TrainSettings)
+    def command(settings: TrainSettings) -> None:
+        found.append(settings.text_mask)
+
+    app = typer.Typer()
+    app.command()(command)
+    CliRunner().invoke(app, ["--no-similarity", "--no-film-levels"], catch_exceptions=False)
+    assert found == [PlannedTextSettings(similarity=False, film_levels=False)]
 
 
 # -- one volume ----------------------------------------------------------------------------------------
