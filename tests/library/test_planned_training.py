@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from amvlm.cli import main
-from amvlm.config import TrainSettings
+from amvlm.config import PlannedTextSettings, TrainSettings
 from amvlm.errors import UserError
 from amvlm.events import AnyEvent, Finished, Note, Progress, Validation
 from amvlm.imaging import Volume
@@ -29,6 +29,7 @@ from amvlm.losses.exclusive import exclusive_dice_ce, structure_logits
 from amvlm.models import AmvlmModel
 from amvlm.models.half_unet import HalfUNet
 from amvlm.models.planned import PlannedStudent, grown_box, keep_largest_part, with_context
+from amvlm.models.planned_text import planned_film_unet
 from amvlm.models.scan import plan_input
 from amvlm.planning import Fingerprint, Intensities, Machine, Normalisation, Plan, make_plan
 from amvlm.store import LabelStore
@@ -399,10 +400,14 @@ def test_the_model_so_far_is_measured_on_the_new_grid(
     cases = [prepared.case(case_id, own) for case_id, own in study.validation.items()]
     bundled = AmvlmModel.load(find_model("bundled"))
     dices = dices_before(bundled, study, plan, cases, torch.device("cpu"))
-    assert set(dices) == set(study.names)
-    assert all(dice > 0.7 for dice in dices.values())
+    for kind in ("student", "text_mask"):
+        assert set(dices[kind]) == set(study.names)
+        assert all(dice > 0.7 for dice in dices[kind].values())
     as_planned = _planned_model(build_model())
-    assert set(dices_before(as_planned, study, plan, cases, torch.device("cpu"))) == {"anterior hippocampus"}
+    generator = planned_film_unet(PlannedTextSettings(), as_planned.plan, as_planned.vlm, 0.05).eval()
+    for model in (as_planned, dataclasses.replace(as_planned, generator=generator)):
+        found = dices_before(model, study, plan, cases, torch.device("cpu"))
+        assert set(found["student"]) == set(found["text_mask"]) == {"anterior hippocampus"}
     assert dices_before(None, study, plan, cases, torch.device("cpu")) == {}
 
 

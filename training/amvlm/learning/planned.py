@@ -61,15 +61,14 @@ def train_planned(
     clock = Clock(plan.steps)
     before = dices_before(previous, context.study, plan, opened.held_out, context.device)
     if before:
-        yield Validation(step=0, student=before, text_mask={}, merged={})
+        yield Validation(step=0, student=before["student"], text_mask=before["text_mask"], merged={})
     student = yield from _student(opened, resume)
     text = yield from _text(opened, base, resume)
     if student is None:
         yield Note(level="warning", text=f"Stopped before the first step: {name} makes no prediction.")
     else:
         yield from _calibrate(opened, text, student)
-    earlier = {"student": before} if before else {}
-    model = text.as_model(context.study, settings, name, earlier, len(opened.labelled))
+    model = text.as_model(context.study, settings, name, before, len(opened.labelled))
     card = model.card.model_copy(update={"created": datetime.date.today().isoformat()})
     if student is None:
         model = _without_steps(base, model)
