@@ -59,8 +59,9 @@ def asking_to_stop(run: RunFolder) -> Iterator[Callable[[], None]]:
     """Turn the first signal to end into the run's wish to stop; the second raises ``KeyboardInterrupt``.
 
     Yields what is to be called once the model is saved: from then on there is nothing left to end, and a further
-    signal is ignored until the process is over, so that the exit code tells the truth. Under torchrun, which repeats signals, every further one is the first again. Outside the main thread, where
-    handlers cannot be set, nothing changes.
+    signal is ignored until the process is over, so that the exit code tells the truth. Under torchrun, which repeats
+    signals, every further one is the first again. Outside the main thread, where handlers cannot be set, nothing
+    changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
