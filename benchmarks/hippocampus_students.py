@@ -88,7 +88,7 @@ def run(given: argparse.Namespace, arm: str, seed: int) -> None:
     if given.seconds_per_megapixel:  # on a machine that others use: what was measured when it was idle
         machine = Machine(seconds_per_megapixel=given.seconds_per_megapixel)
         planned_opening.measured_machine = lambda *_: machine
-        planned_opening.text_steps = lambda *_: 300
+        planned_opening.text_steps = lambda *_: given.text_steps
     name, began, began_cpu = f"{kind}-{seed}", time.time(), time.process_time()
     folder = RunFolder.new(store.folder)
     with folder:
@@ -142,6 +142,7 @@ def main() -> None:
     first.add_argument("--threads", type=int, default=0)
     first.add_argument("--minutes", type=float, default=7, help="for the arms plan (labelled only) and phases")
     first.add_argument("--seconds-per-megapixel", type=float, default=0)
+    first.add_argument("--text-steps", type=int, default=365, help="of the text mask, beside --seconds-per-megapixel")
     first.add_argument("--precision", default="bf16", choices=("auto", "bf16", "fp32"))
     second = commands.add_parser("table")
     second.add_argument("work", type=Path)

@@ -79,6 +79,20 @@ class GeneratorSettings(Settings):
     pamr_iterations: int = Field(0, title="PAMR iterations", ge=0, le=50)
 
 
+class PlannedTextSettings(Settings):
+    """The text mask generator of a run by minutes, on the plan's grid."""
+
+    patch_features: bool = Field(
+        True, title="Its bottleneck reads the VLM's patches", description="off: an ablation, by minutes"
+    )
+    similarity: bool = Field(
+        True, title="Its decoder reads patch-text similarity", description="off: an ablation, by minutes"
+    )
+    film_levels: bool = Field(
+        True, title="Text at the bottleneck and every decoder level", description="off: at the last level, by minutes"
+    )
+
+
 class StudentSettings(Settings):
     """The segmentation network that needs no text."""
 
@@ -228,6 +242,7 @@ class TrainSettings(LoopSettings):
     patience: int = Field(8, title="Early stopping: validations without a better Dice", ge=1)
     checkpoint_every: int = Field(250, title="Checkpoint every (steps)", ge=1)
     student: StudentSettings = Field(default_factory=StudentSettings, title="Student")
+    text_mask: PlannedTextSettings = Field(default_factory=PlannedTextSettings, title="Text mask, by minutes")
     structures: tuple[str, ...] = Field((), title="Structures", description="empty: every one with a label")
 
     @model_validator(mode="after")

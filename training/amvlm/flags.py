@@ -59,7 +59,9 @@ def _flag(flag: str, info: FieldInfo) -> inspect.Parameter:
     if get_origin(kind) is tuple:
         part = get_args(kind)[0]
         kind = list[get_args(part)[0] if get_origin(part) is Annotated else part]  # type: ignore[misc]
-    option = typer.Option(f"--{flag.replace('_', '-')}", help=help_, show_default=False)
+    name = flag.replace("_", "-")
+    names = f"--{name}/--no-{name}" if kind is bool else f"--{name}"
+    option = typer.Option(names, help=help_, show_default=False)
     return inspect.Parameter(
         flag, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )

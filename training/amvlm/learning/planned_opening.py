@@ -60,12 +60,11 @@ def open_planned(
     plan: Plan = yield from _plan_of(known, run, study, settings, accelerator.device, precision)
     bank = SliceBank(store, base.image_size, plan.axis)
     prepared = PreparedStudy(store, plan)
-    for stage, steps in (("reading images", prepared.prepare), ("reading images for the text mask", bank.prepare)):
-        for done in steps(list(study.cases.values())):
-            if done % 10 == 0:
-                yield Progress(stage=stage, step=done, steps=len(study.cases))
+    for done in prepared.prepare(list(study.cases.values())):
+        if done % 10 == 0:
+            yield Progress(stage="reading images", step=done, steps=len(study.cases))
     context = Context(study, bank, accelerator, run, flip_axis_of(study))
-    generator_steps = text_steps(context, base, settings) if known is None else known.generator_steps
+    generator_steps = text_steps(context, base, plan, settings) if known is None else known.generator_steps
     if known is None:
         run.write_config(
             {

@@ -28,6 +28,11 @@ class TextTable:
         self.texts = list(dict.fromkeys([*found, *map(swap_sides, found)]))
         self._row = {text: row for row, text in enumerate(self.texts)}
 
+    @property
+    def names(self) -> list[str]:
+        """The study's structures."""
+        return self._study.names
+
     def caption(self, case_id: str, structure: str) -> str | None:
         return self._study.captions.get((case_id, structure))
 

@@ -33,23 +33,42 @@ class HalfUNet(nn.Module):
         Channels of the logits.
     channels : sequence of int
         Width of each level, the first at half resolution.
+    extra : int
+        Further channels that each level of the decoder reads.
     """
 
-    def __init__(self, inputs: int, outputs: int, channels: Sequence[int] = (32, 64, 128, 256)) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, channels: Sequence[int] = (32, 64, 128, 256), extra: int = 0
+    ) -> None:
         super().__init__()
         below = [4 * inputs, *channels[:-1]]
         self.down = nn.ModuleList(_block(a, b) for a, b in zip(below, channels, strict=True))
         self.up = nn.ModuleList(
-            _block(coarse + fine, fine) for coarse, fine in zip(channels[:0:-1], channels[-2::-1], strict=True)
+            _block(coarse + fine + extra, fine) for coarse, fine in zip(channels[:0:-1], channels[-2::-1], strict=True)
         )
         self.read = nn.Conv2d(channels[0], 4 * outputs, 1)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def levels(self, image: Tensor) -> list[Tensor]:
+        """The encoder's features, finest first; the last is the bottleneck."""
         x = F.pixel_unshuffle(image, 2)
         kept: list[Tensor] = []
         for depth, block in enumerate(self.down):
             x = block(F.max_pool2d(x, 2) if depth else x)
             kept.append(x)
-        for block, fine in zip(self.up, kept[-2::-1], strict=True):
-            x = block(torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), fine], 1))
+        return kept
+
+    def rise(self, depth: int, x: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """Level ``depth`` of the decoder: the level below, upsampled, beside the encoder's features and any extra."""
+        above: Tensor = self.up[depth](torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), *others], 1))
+        return above
+
+    def unfolded(self, x: Tensor) -> Tensor:
+        """Logits at full resolution from the last level's features."""
         return F.pixel_shuffle(self.read(x), 2)
+
+    def forward(self, image: Tensor) -> Tensor:
+        kept = self.levels(image)
+        x = kept[-1]
+        for depth, fine in enumerate(kept[-2::-1]):
+            x = self.rise(depth, x, [fine])
+        return self.unfolded(x)
