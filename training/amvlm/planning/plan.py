@@ -94,16 +94,22 @@ class Plan(Facts):
         return len(self.structures) + (1 if self.exclusive else 0)
 
     def sentence(self) -> str:
-        """The plan in one line, as the run's first note and the window say it."""
+        """The plan in one line, as the run's first note says it."""
+        return f"{self._reads()}, {self.steps:,} steps of {self.batch_size}, about {_minutes(self.minutes)}"
+
+    def in_short(self, device: str) -> str:
+        """The plan before a start: what is read, and how long it takes on which device (a fingerprint's)."""
+        return f"{self._reads()}, about {_minutes(self.minutes)} on this {'CPU' if device == 'cpu' else 'GPU'}"
+
+    def _reads(self) -> str:
         planes, rows, columns = self.patch
         patch = f"{rows}×{columns}" if self.dimensions == 2 else f"{planes}×{rows}×{columns}"
         spacing = self.spacing_mm[1:] if self.dimensions == 2 else self.spacing_mm
         shown = " × ".join(f"{mm:.3g}" for mm in dict.fromkeys(spacing))
-        return (
-            f"{self.dimensions}-D, {shown} mm, patches of {patch}, {self.steps:,} steps of {self.batch_size}, "
-            f"about {_minutes(self.minutes)}"
-        )
+        return f"{self.dimensions}-D, {shown} mm, patches of {patch}"
 
 
 def _minutes(minutes: float) -> str:
+    if round(minutes) >= 120:
+        return f"{minutes / 60:.3g} hours"
     return "a minute" if round(minutes) <= 1 else f"{round(minutes)} minutes"
