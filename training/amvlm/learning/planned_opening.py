@@ -83,7 +83,7 @@ def open_planned(
     yield Started(
         job="train", labelled=len(opened.labelled), unlabelled=len(study.unlabelled),
         validation=len(opened.held_out), structures=study.names, steps=plan.steps, device=str(context.device),
-        precision=precision,
+        precision=precision, minutes=plan.minutes,
     )  # fmt: skip
     yield Note(text=f"The plan: {plan.sentence()}.")
     if settings.student != StudentSettings():
