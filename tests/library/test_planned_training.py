@@ -325,19 +325,6 @@ def _flipped_affine() -> np.ndarray:
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A known machine, and plans cut to ten narrow steps in two phases."""
-    monkeypatch.setattr(planned_opening, "measured_machine", lambda *_: Machine(seconds_per_megapixel=5.0))
-    monkeypatch.setattr(planned_opening, "text_steps", lambda *_: 2)
-
-    def short(facts: Fingerprint) -> Plan:
-        changes = {"recipe": "two_phase", "steps": 10, "widths": (4, 8), "batch_size": 4}
-        return make_plan(facts).model_copy(update=changes)
-
-    monkeypatch.setattr(planned_opening, "make_plan", short)
-
-
-@pytest.fixture
 def validated_store(sample_store: LabelStore) -> LabelStore:
     """The sample study with two validation cases judged."""
     for case in sample_store.cases("val")[:2]:

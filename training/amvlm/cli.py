@@ -15,7 +15,7 @@ import typer
 from pydantic import BaseModel, ValidationError
 
 from amvlm import __version__, cli_labels, cli_plan, console
-from amvlm.config import ONLY_BY_STEPS, PretrainSettings, TrainSettings
+from amvlm.config import DEMO_MINUTES, ONLY_BY_STEPS, PretrainSettings, TrainSettings
 from amvlm.errors import UserError
 from amvlm.flags import with_settings
 from amvlm.following import errors_in_words, follow
@@ -411,13 +411,13 @@ def export(
 @app.command()
 def demo(
     seed: Annotated[int, typer.Option(help="of the training")] = 0,
-    steps: Annotated[int, typer.Option(min=1, help="training steps")] = 1500,
+    minutes: Annotated[float, typer.Option(min=0.01, max=1000, help="of training")] = DEMO_MINUTES,
     output: Annotated[Path | None, typer.Option("--json", help="also write the table as JSON")] = None,
 ) -> None:
     """Run the whole loop on the bundled study, without a window."""
     from amvlm.demo import run_demo
 
-    run_demo(seed, steps, output)
+    run_demo(seed, minutes, output)
 
 
 for _command in (cli_plan.plan, cli_labels.judge, cli_labels.history, cli_labels.restore, cli_labels.edit):

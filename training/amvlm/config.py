@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from amvlm.errors import UserError
 
+DEMO_MINUTES = 3.0
+"""Of the demo's training, so that the whole loop takes five at most on two cores."""
 Channels = tuple[Annotated[int, Field(ge=1, le=2048)], ...]
 
 

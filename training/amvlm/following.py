@@ -96,7 +96,7 @@ def asking_to_stop(run: RunFolder) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def errors_in_words(kept: str = "") -> Iterator[None]:
-    """Short memory and a failing disk, as a sentence; ``kept`` says what is not lost.
+    """Short memory, a GPU's too, and a failing disk, as a sentence; ``kept`` says what is not lost.
 
     Raises
     ------
@@ -105,6 +105,10 @@ def errors_in_words(kept: str = "") -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+            raise UserError(
+                "the GPU's memory does not hold the job", remedy=f"Close what else uses it, or choose --device cpu{kept}."
+            ) from error
         if not is_short_memory(error):
             raise
         raise UserError(

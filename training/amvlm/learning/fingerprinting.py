@@ -33,6 +33,8 @@ from amvlm.planning import (
     structure_facts,
 )
 
+OTHER = "no CT"
+"""How a scan without a modality is called beside CT, if nothing in it lies below zero."""
 _MEASURED_SIDE, _MEASURED_BATCH = 128, 4
 
 
@@ -60,10 +62,14 @@ def fingerprint_of(study: Study, minutes: float, machine: Machine) -> Generator[
             exclusive = exclusive and not overlap(list(masks.values()))
             if not volume.modality and stack.ndim == 3 and looks_like_hounsfield(evenly_spread(stack)):
                 modalities[case_id] = "CT"
+            elif not volume.modality and not bool(stack.min() < 0):
+                modalities[case_id] = OTHER
             if modalities.get(case_id, volume.modality) == "CT":
                 samples.append(foreground_sample(stack, union))
         if done % 10 == 9:
             yield Progress(stage="measuring the study", step=done + 1, steps=len(study.training))
+    if "CT" not in {*modalities.values(), *(case.modality for case in study.cases.values())}:
+        modalities = {}  # where nothing is a CT, what is none needs no name
     return Fingerprint(
         cases=tuple(_case_facts(study, case_id, axis, modalities) for case_id in study.cases), axis=axis,
         channels=3 if channels == 3 else 1, planar=study.planar,
@@ -76,12 +82,16 @@ def fingerprint_of(study: Study, minutes: float, machine: Machine) -> Generator[
 def measured_machine(device: torch.device, bf16: bool) -> Machine:
     """Time a training step of the reference network here: about two seconds on a slow CPU."""
     plan = Plan(
-        spacing_mm=(0.0, 1.0, 1.0), patch=(1, _MEASURED_SIDE, _MEASURED_SIDE), structures=("one",),
+        spacing_mm=(0.0, 1.0, 1.0), patch=(1, OTHER = "no CT"
+"""How a scan without a modality is called beside CT, if nothing in it lies below zero."""
+_MEASURED_SIDE, _MEASURED_SIDE), structures=("one",),
         largest_part=(False,), steps=1, minutes=1,
     )  # fmt: skip
     student = PlannedStudent(plan)
     student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    image = torch.randn(_MEASURED_BATCH, 1, _MEASURED_SIDE, _MEASURED_SIDE, device=device)
+    image = torch.randn(_MEASURED_BATCH, 1, OTHER = "no CT"
+"""How a scan without a modality is called beside CT, if nothing in it lies below zero."""
+_MEASURED_SIDE, _MEASURED_SIDE, device=device)
     batch = PatchBatch(image, (image > 1).float(), torch.ones(_MEASURED_BATCH, 1, device=device))
     best = float("inf")
     for _ in range(4):

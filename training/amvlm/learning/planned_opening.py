@@ -86,6 +86,9 @@ def open_planned(
         precision=precision, minutes=plan.minutes,
     )  # fmt: skip
     yield Note(text=f"The plan: {plan.sentence()}.")
+    for reason in plan.reasons:
+        if reason.notable:
+            yield Note(level="warning", text=f"{reason.choice.capitalize()}: {reason.value} ({reason.why}).")
     if settings.student != StudentSettings():
         yield Note(level="warning", text="The plan chooses the network: what was set for the student is not used.")
     return opened

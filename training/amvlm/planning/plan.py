@@ -22,6 +22,7 @@ class Reason(Facts):
     choice: str
     value: str
     why: str
+    notable: bool = Field(False, description="said before a run: something in the study deserves a look")
 
 
 class Normalisation(Facts):
@@ -31,9 +32,12 @@ class Normalisation(Facts):
     modalities: tuple[str, ...] = Field((), description="that the study's scans name")
     foreground: Intensities | None = Field(None, description="of the study's CT")
 
-    def for_scan(self, modality: str) -> Intensities | None:
-        """What a scan of this modality is scaled by; None: by itself. A scan that names none is as all of the study."""
-        is_ct = modality == "CT" or (not modality and self.modalities == ("CT",))
+    def for_scan(self, modality: str, below_zero: bool = True) -> Intensities | None:
+        """What a scan of this modality is scaled by; None: by itself.
+
+        A scan that names none, in a study of CT, is one if it holds values below zero, as air and fat are.
+        """
+        is_ct = modality == "CT" or (not modality and below_zero and "CT" in self.modalities)
         return self.foreground if is_ct else None
 
 
