@@ -253,9 +253,11 @@ class TrainSettings(LoopSettings):
     @classmethod
     def _either(cls, given: Any) -> Any:
         """Steps take the place of the usual minutes."""
-        if isinstance(given, dict) and given.get("steps") and "minutes" not in given:
-            return {**given, "minutes": 0.0}
-        return given
+        if not isinstance(given, dict) or "minutes" in given or given.get("steps") is None:
+            return given
+        if given["steps"] == 0:
+            raise ValueError("give more than 0 --steps, or leave it out to train by minutes")
+        return {**given, "minutes": 0.0}
 
     @model_validator(mode="after")
     def _one_way(self) -> TrainSettings:

@@ -82,16 +82,12 @@ def fingerprint_of(study: Study, minutes: float, machine: Machine) -> Generator[
 def measured_machine(device: torch.device, bf16: bool) -> Machine:
     """Time a training step of the reference network here: about two seconds on a slow CPU."""
     plan = Plan(
-        spacing_mm=(0.0, 1.0, 1.0), patch=(1, OTHER = "no CT"
-"""How a scan without a modality is called beside CT, if nothing in it lies below zero."""
-_MEASURED_SIDE, _MEASURED_SIDE), structures=("one",),
+        spacing_mm=(0.0, 1.0, 1.0), patch=(1, _MEASURED_SIDE, _MEASURED_SIDE), structures=("one",),
         largest_part=(False,), steps=1, minutes=1,
     )  # fmt: skip
     student = PlannedStudent(plan)
     student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    image = torch.randn(_MEASURED_BATCH, 1, OTHER = "no CT"
-"""How a scan without a modality is called beside CT, if nothing in it lies below zero."""
-_MEASURED_SIDE, _MEASURED_SIDE, device=device)
+    image = torch.randn(_MEASURED_BATCH, 1, _MEASURED_SIDE, _MEASURED_SIDE, device=device)
     batch = PatchBatch(image, (image > 1).float(), torch.ones(_MEASURED_BATCH, 1, device=device))
     best = float("inf")
     for _ in range(4):
