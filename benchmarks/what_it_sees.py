@@ -78,10 +78,10 @@ class Seen:
         box = bounding_box(np.asarray(self.prepared.labels).max(axis=1)) or (slice(0, 1),) * 3
         _, rows, columns = grown_box(box, [1.0, float(plan.patch[1]), float(plan.patch[2])], shape)
         patch = np.asarray(self.prepared.image[min(shape[0] - 1, z), 0], np.float32)[rows, columns]
-        sides = f"{plan.patch[1]}×{plan.patch[2]} px of {plan.spacing_mm[2]:.3g} mm"
+        sides = f"{plan.patch[1]} x {plan.patch[2]} px of {plan.spacing_mm[2]:.3g} mm"
         return [
-            (f"the slice: {own.shape[0]}×{own.shape[1]} px of {self.spacing:.3g} mm", _outlined(own, self.labels[z])),
-            (f"by steps: {SQUARE}×{SQUARE} px of {self.spacing * max(own.shape) / SQUARE:.2g} mm", _grey(square)),
+            (f"the slice: {own.shape[0]} x {own.shape[1]} px of {self.spacing:.3g} mm", _outlined(own, self.labels[z])),
+            (f"by steps: {SQUARE} x {SQUARE} px of {self.spacing * max(own.shape) / SQUARE:.2g} mm", _grey(square)),
             (f"by minutes: {sides}", _grey(patch)),
         ]
 
@@ -154,7 +154,7 @@ def main() -> None:
         drawn([case.row(plan) for case in cases[: given.cases]]).save(given.into, optimize=True)
         square, native = np.nanmean([pair for case in cases for pair in case.ceilings(len(study.names))], axis=0)
         print(plan.sentence())
-        print(f"{len(cases)} labelled cases: a network at {SQUARE} px reaches {square:.3f} at most, the plan {native:.3f}")
+        print(f"{len(cases)} labelled cases: at most {square:.3f} at {SQUARE} px, {native:.3f} on the plan's grid")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from amvlm.errors import UserError, printable
 if TYPE_CHECKING:
     from amvlm.planning import Fingerprint
 
+_REFUSED = 2
+"""Exit code of a command that a sentence refused; any other failure is no reason to keep Start from saying it."""
 _NO_ANSWER = "The study could not be measured; Start says why."
 
 
@@ -42,7 +44,7 @@ class PlanPreview(QObject):
         self._child: QProcess | None = None
         self._asked: object = None
         self._facts: Fingerprint | None = None
-        self._refusal = ""
+        self._refusal, self._refused = "", False
 
     @property
     def measuring(self) -> bool:
@@ -70,7 +72,7 @@ class PlanPreview(QObject):
     def forget(self) -> None:
         """End what is being measured, and know nothing."""
         child, self._child = self._child, None
-        self._asked, self._facts, self._refusal = None, None, ""
+        self._asked, self._facts, self._refusal, self._refused = None, None, "", False
         if child is not None:
             child.kill()
             child.waitForFinished(2000)
@@ -92,13 +94,14 @@ class PlanPreview(QObject):
         if self._facts is None:
             said = next((line for line in reversed(words.splitlines()) if line.startswith("amvlm: ")), "")
             self._refusal = printable(said.removeprefix("amvlm: "))[:1000] or _NO_ANSWER
+            self._refused = code == _REFUSED
         self.changed.emit()
 
     def of(self, minutes: float) -> Preview:
         """What to show for these minutes."""
         if self._facts is None:
             if self._refusal:
-                return Preview(self._refusal, refused=self._refusal != _NO_ANSWER)
+                return Preview(self._refusal, refused=self._refused)
             return Preview("Measuring the study and this machine …" if self.measuring else "")
         from amvlm.planning import make_plan
 

@@ -120,8 +120,8 @@ def test_one_countdown_over_all_stages() -> None:
     """Ten minutes: 80 % training, 3 % labelling, 12 % text mask, 5 % measuring; a second per report."""
     clock = iter(range(1000))
     reports = [("reading images", 0, 10), ("reading images", 10, 10), ("training", 1, 100), ("training", 11, 100),
-               ("labelling the other scans", 1, 5), ("training on all scans", 40, 100), ("teaching the text mask", 10, 10),
-               ("measuring", 5, 5)]  # fmt: skip
+               ("labelling the other scans", 1, 5), ("training on all scans", 40, 100),
+               ("teaching the text mask", 10, 10), ("measuring", 5, 5)]  # fmt: skip
     events: list[AnyEvent] = [Progress(stage=stage, step=step, steps=steps) for stage, step, steps in reports]
     now = 0.0
 

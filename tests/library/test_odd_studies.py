@@ -44,7 +44,8 @@ def _study(folder: Path, scans: list[Scan]) -> LabelStore:
     (folder / "in" / "masks").mkdir()
     for number, scan in enumerate(scans):
         mask = np.zeros(scan.shape, np.uint8)
-        mask[tuple(slice(round((1 - scan.block) / 2 * n), round((1 + scan.block) / 2 * n) or 1) for n in scan.shape)] = 1
+        ends = [(round((1 - scan.block) / 2 * n), round((1 + scan.block) / 2 * n) or 1) for n in scan.shape]
+        mask[tuple(slice(*pair) for pair in ends)] = 1
         array = np.where(mask > 0, scan.tissue, scan.air) + rng.normal(0, 5, scan.shape)
         if scan.air >= 0:
             array = array.clip(min=0)

@@ -18,7 +18,7 @@ from amvlm.events import AnyEvent, Finished, Note, Progress, Validation
 from amvlm.imaging import Volume
 from amvlm.imaging.regrid import grid_shape, resampled, resampled_labels
 from amvlm.inference import Session, find_model
-from amvlm.learning import RunFolder, planned_opening, train
+from amvlm.learning import RunFolder, train
 from amvlm.learning.before import dices_before
 from amvlm.learning.fitting import patch_loss, pseudo_labelled
 from amvlm.learning.patches import PatchSampler, PreparedCase, augmented, plain
@@ -30,7 +30,7 @@ from amvlm.models import AmvlmModel
 from amvlm.models.half_unet import HalfUNet
 from amvlm.models.planned import PlannedStudent, grown_box, keep_largest_part, with_context
 from amvlm.models.scan import plan_input
-from amvlm.planning import Fingerprint, Intensities, Machine, Normalisation, Plan, make_plan
+from amvlm.planning import Intensities, Normalisation, Plan
 from amvlm.store import LabelStore
 
 

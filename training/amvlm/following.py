@@ -60,8 +60,9 @@ def asking_to_stop(run: RunFolder) -> Iterator[Callable[[], None]]:
     """Turn the first signal to end into the run's wish to stop; the second raises ``KeyboardInterrupt``.
 
     Yields what is to be called once the model is saved: from then on there is nothing left to end, and a further
-    signal is ignored until the process is over, so that the exit code tells the truth. Under torchrun, which repeats signals, every further one is the first again. Outside the main thread, where
-    handlers cannot be set, nothing changes.
+    signal is ignored until the process is over, so that the exit code tells the truth. Under torchrun, which repeats
+    signals, every further one is the first again. Outside the main thread, where handlers cannot be set, nothing
+    changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
@@ -107,7 +108,8 @@ def errors_in_words(kept: str = "") -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
             raise UserError(
-                "the GPU's memory does not hold the job", remedy=f"Close what else uses it, or choose --device cpu{kept}."
+                "the GPU's memory does not hold the job",
+                remedy=f"Close what else uses it, or choose --device cpu{kept}.",
             ) from error
         if not is_short_memory(error):
             raise
