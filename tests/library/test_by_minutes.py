@@ -177,5 +177,5 @@ def test_the_command_writes_whole_lines_into_a_file(sample_store: LabelStore, tm
     assert b"\r" not in said
     lines = said.decode().splitlines()
     assert "64×64 px" in lines[0]
-    assert any(line.startswith("step 2, validation Dice: student ") and "L_sup" in line for line in lines)
+    assert any(line.startswith("step 4, validation Dice: student ") and "L_sup" in line for line in lines)
     assert lines[-1].startswith("Saved the model m")

@@ -260,6 +260,12 @@ class TrainSettings(LoopSettings):
         return {**given, "minutes": 0.0}
 
     @model_validator(mode="after")
+    def _text_needs_text(self) -> TrainSettings:
+        if self.mode not in ("auto", "text_guided") and self.captions != "true":
+            raise ValueError("shuffled or empty captions belong to mode text_guided")
+        return self
+
+    @model_validator(mode="after")
     def _one_way(self) -> TrainSettings:
         if not self.by_minutes:
             if self.minutes:
@@ -278,12 +284,6 @@ class TrainSettings(LoopSettings):
         yield "mode", self.mode in ("text_guided", "image_only")
         for name, info in StudentSettings.model_fields.items():
             yield name.replace("_", "-"), getattr(self.student, name) != info.get_default()
-
-    @model_validator(mode="after")
-    def _text_needs_text(self) -> TrainSettings:
-        if self.mode not in ("auto", "text_guided") and self.captions != "true":
-            raise ValueError("shuffled or empty captions belong to mode text_guided")
-        return self
 
     def for_the_record(self) -> TrainSettings:
         """As a run and a model card keep them: no path of this machine, encoder weights by their file's name."""
