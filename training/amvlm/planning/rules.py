@@ -73,6 +73,7 @@ def make_plan(facts: Fingerprint) -> Plan:
     _choose_grid(draft)
     _choose_patch(draft)
     _fit_to_the_minutes(draft)
+    _see_whether_structures_fit(draft)
     region = _region(draft)
     recipe = _recipe(draft)
     steps = int(draft.patches / draft.batch)
@@ -160,15 +161,13 @@ def _settle_sizes(draft: _Draft) -> None:
 
 def _choose_patch(draft: _Draft) -> None:
     _settle_sizes(draft)
-    largest, spacing = _largest_mm(draft.facts), _real_spacing(draft)
+    largest = _largest_mm(draft.facts)
     if draft.whole:
         why = "whole slices: the structures fill most of them"
     else:
         why = f"about {_AROUND:g} times the largest structure ({largest[1]:.0f} × {largest[2]:.0f} mm)"
-    if too_large := any(largest[axis] / spacing[axis] > draft.patch[axis] for axis in (1, 2)):
-        why += "; the largest structure does not fit into a patch, overlapping windows put it together"
     sides = draft.patch if draft.dimensions == 3 else draft.patch[1:]
-    draft.say("patch", " × ".join(map(str, sides)) + " px", why, notable=too_large)
+    draft.say("patch", " × ".join(map(str, sides)) + " px", why)
 
 
 def _largest_mm(facts: Fingerprint) -> list[float]:
@@ -195,6 +194,14 @@ def _fit_to_the_minutes(draft: _Draft) -> None:
     draft.say("width", f"{draft.widths[0]}–{draft.widths[-1]}", why)
     _shrink_patch(draft)
     _coarsen(draft)
+
+
+def _see_whether_structures_fit(draft: _Draft) -> None:
+    largest, spacing = _largest_mm(draft.facts), _real_spacing(draft)
+    if any(largest[axis] / spacing[axis] > draft.patch[axis] for axis in (1, 2)):
+        draft.say("patch", " × ".join(str(side) for side in draft.patch[1:]) + " px",
+                  "the largest structure does not fit into a patch, overlapping windows put it together",
+                  notable=True)  # fmt: skip
 
 
 def _shrink_patch(draft: _Draft) -> None:
