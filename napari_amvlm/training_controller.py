@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QObject, QTimer
@@ -14,6 +13,7 @@ from amvlm.store import LabelStore
 from napari_amvlm.forms import form_values, settings_form
 from napari_amvlm.jobs import Job
 from napari_amvlm.plan_preview import PlanPreview, Preview
+from napari_amvlm.training_account import clock_time, comparison, count_labels, time_left, unchanged_validation_labels
 from napari_amvlm.training_run import TrainingRun
 from napari_amvlm.wording import printable, sentence
 
@@ -213,7 +213,7 @@ class TrainingController(QObject):
             done = 1 - min(1.0, max(0.0, event.seconds_left) / (60 * self._minutes))
             panel.show_stage(f"{time_left(event.seconds_left)}. {stage}.", round(1000 * done), 1000)
         else:
-            panel.show_stage(f"{stage}, {_minutes(event.seconds_left)} left", event.step, event.steps)
+            panel.show_stage(f"{stage}, {clock_time(event.seconds_left)} left", event.step, event.steps)
         if event.stage.startswith("training"):
             for name, value in event.losses.items():
                 if name != WAITED:
@@ -267,43 +267,6 @@ class TrainingController(QObject):
             self.current.forget()
 
 
-def unchanged_validation_labels(store: LabelStore) -> int:
-    """How many validation labels a model drew and nobody corrected."""
-    validation = {case.case_id for case in store.cases("val")}
-    return sum(
-        r.case_id in validation and r.kind == "accepted" and bool(r.model_fingerprint) and r.edited_voxels == 0
-        for r in store.snapshot().revisions
-    )
-
-
-def count_labels(store: LabelStore) -> tuple[tuple[int, int, int], list[str]]:
-    """(labelled, validation, unlabelled training cases), and a line per structure."""
-    splits = {case.case_id: case.split for case in store.cases()}
-    by_case = store.snapshot().by_case()
-    labelled = [case_id for case_id in by_case if splits.get(case_id) == "train"]
-    validation = [case_id for case_id in by_case if splits.get(case_id) == "val"]
-    unlabelled = sum(split == "train" for split in splits.values()) - len(labelled)
-    rows = []
-    for structure in store.structures():
-        kinds = [found[structure.name].kind for found in by_case.values() if structure.name in found]
-        absent = f", {kinds.count('absent')} absent" if "absent" in kinds else ""
-        rows.append(f"{printable(structure.name)}: {kinds.count('accepted')} accepted{absent}")
-    return (len(labelled), len(validation), unlabelled), rows
-
-
-def comparison(before: Validation | None, after: Validation | None) -> list[tuple[str, str, str]]:
-    """Rows (mask and structure, Dice before, Dice after); a dash where nothing was measured."""
-    if after is None:
-        return []
-    rows = []
-    for kind in ("text_mask", "student", "merged"):
-        for structure, dice in getattr(after, kind).items():
-            old = getattr(before, kind).get(structure) if before is not None else None
-            name = {"student": "prediction"}.get(kind, kind.replace("_", " "))
-            rows.append((f"{name}, {structure}", "–" if old is None else f"{old:.3f}", f"{dice:.3f}"))
-    return rows
-
-
 def _device_advice() -> Any:
     """Yield what to say about the GPU: torch without CUDA beside an NVIDIA card is a common mistake."""
     import shutil
@@ -316,18 +279,3 @@ def _device_advice() -> Any:
         if cpu_only
         else ""
     )
-
-
-def time_left(seconds: float) -> str:
-    """Seconds as a person says them."""
-    minutes = min(max(seconds, 0.0), 99 * 3600) / 60 if math.isfinite(seconds) else 0.0
-    if minutes >= 90:
-        return f"About {minutes / 60:.1f} hours left"
-    if minutes >= 1.5:
-        return f"About {round(minutes)} minutes left"
-    return "About a minute left" if minutes > 0.5 else "Less than a minute left"
-
-
-def _minutes(seconds: float) -> str:
-    seconds = min(max(seconds, 0), 99 * 3600) if math.isfinite(seconds) else 0
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"

@@ -27,6 +27,8 @@ MINUTES = (
     (5.0, "5 minutes"), (10.0, "10 minutes"), (30.0, "30 minutes"), (60.0, "1 hour"), (480.0, "overnight (8 hours)"),
 )  # fmt: skip
 USUAL_MINUTES = 10.0
+ENOUGH = 5
+"""Labelled validation cases from which a training knows how good it is."""
 _MOST_STEPS = 2**31 - 1
 
 
@@ -180,9 +182,10 @@ class TrainPanel(Panel):
 
     def show_counts(self, labelled: int, validation: int, unlabelled: int, rows: list[str]) -> None:
         """What there is to learn from, and one line per structure."""
+        few = "" if validation >= ENOUGH else f" (from {ENOUGH} on, quality is measured)"
         self._counts.setText(
-            f"{labelled} labelled and {unlabelled} unlabelled training cases; {validation} labelled for validation.\n"
-            + "\n".join(rows)
+            f"{labelled} labelled and {unlabelled} unlabelled training cases; {validation} labelled for validation"
+            f"{few}.\n" + "\n".join(rows)
         )
 
     def show_running(self, running: bool, can_start: bool, can_resume: bool) -> None:

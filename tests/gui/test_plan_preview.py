@@ -14,7 +14,7 @@ from amvlm.planning import CaseFacts, Fingerprint, Machine, StructureFacts
 from napari_amvlm import plan_preview
 from napari_amvlm.panels.train import MINUTES, TrainPanel
 from napari_amvlm.plan_preview import PlanPreview
-from napari_amvlm.training_controller import time_left
+from napari_amvlm.training_account import time_left
 from napari_amvlm.training_run import TrainingRun
 
 FACTS = Fingerprint(

@@ -72,7 +72,10 @@ def _trained(store: LabelStore, capsys: pytest.CaptureFixture[str], *more: str) 
 @pytest.mark.parametrize(
     ("scans", "words"),
     [
-        ([Scan((350, 350, 2), block=(0.95, 0.06, 0.6)), Scan((350, 350, 2))], "the largest structure does not fit into a patch"),
+        (
+            [Scan((350, 350, 2), block=(0.95, 0.06, 0.6)), Scan((350, 350, 2))],
+            "the largest structure does not fit into a patch",
+        ),
         ([Scan((40, 36, 1)), Scan((40, 36, 1))], "patches of"),
         ([Scan((40, 36, 6), (1, 1, 3)), Scan((16, 16, 6), (10, 10, 3)), Scan()], "spacings differ 10-fold"),
         ([Scan((120, 110, 6)), Scan((20, 18, 4)), Scan((12, 12, 3))], "patches of"),

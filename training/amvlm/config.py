@@ -210,8 +210,8 @@ class TrainSettings(LoopSettings):
         description="the network is fitted to the study and to this time (see amvlm plan)",
     )  # fmt: skip
     steps: int = Field(
-        0, title="Steps", ge=0, le=1_000_000,
-        description="instead of minutes: the paper's training, at the base model's image size; 0: by minutes",
+        0, title="Steps (0: by minutes)", ge=0, le=1_000_000,
+        description="instead of minutes: the paper's training, at the base model's image size",
     )  # fmt: skip
     batch_size: int = Field(
         8, title="Batch size (slices)", ge=1, le=1024, description="as many labelled as unlabelled ones; in 3-D blocks"
