@@ -103,6 +103,7 @@ def test_each_scan_of_ct_and_mr_is_scaled_by_its_own_rule() -> None:
     assert mixed.for_scan("", below_zero=False) is None
     named = Normalisation(modalities=("CT", "MR"), foreground=foreground)
     assert named.for_scan("MR", below_zero=True) is None
+    assert named.for_scan("", below_zero=True) is None
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])

@@ -20,6 +20,7 @@ from amvlm.learning.study import Study
 from amvlm.models.planned import PlannedStudent
 from amvlm.models.scan import stack_of
 from amvlm.planning import (
+    OTHER,
     CaseFacts,
     Fingerprint,
     Machine,
@@ -33,8 +34,6 @@ from amvlm.planning import (
     structure_facts,
 )
 
-OTHER = "no CT"
-"""How a scan without a modality is called beside CT, if nothing in it lies below zero."""
 _MEASURED_SIDE, _MEASURED_BATCH = 128, 4
 
 

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from amvlm.planning.fingerprint import Facts, Intensities
 
+OTHER = "no CT"
+"""The modality of a scan beside CT that names none and holds nothing below zero."""
 Mm = Annotated[float, Field(ge=0, le=100_000)]
 Side = Annotated[int, Field(ge=1, le=4096)]
 Width = Annotated[int, Field(ge=1, le=2048)]
@@ -35,9 +37,11 @@ class Normalisation(Facts):
     def for_scan(self, modality: str, below_zero: bool = True) -> Intensities | None:
         """What a scan of this modality is scaled by; None: by itself.
 
-        A scan that names none, in a study of CT, is one if it holds values below zero, as air and fat are.
+        A scan that names none is as all of the study: beside CT alone it is one, if values lie below zero as those of
+        air and fat do.
         """
-        is_ct = modality == "CT" or (not modality and below_zero and "CT" in self.modalities)
+        of_ct = "CT" in self.modalities and set(self.modalities) <= {"CT", OTHER}
+        is_ct = modality == "CT" or (not modality and below_zero and of_ct)
         return self.foreground if is_ct else None
 
 
