@@ -20,8 +20,8 @@ def counted_down(
 ) -> Iterator[AnyEvent]:
     """Replace every report's ``seconds_left``, which knows its own stage alone, by the seconds to the run's end.
 
-    What is left of a stage is told by its pace, what comes after it by its share of the minutes. In a stage without a
-    share, such as reading images, the time simply runs.
+    What is left of a stage is told by its pace, what comes after it by its share of the minutes. A stage without a
+    share, such as reading images, comes on top.
     """
     countdown = _Countdown(60 * minutes, now)
     for event in events:
@@ -34,18 +34,14 @@ class _Countdown:
     def __init__(self, seconds: float, now: Callable[[], float]) -> None:
         self._seconds, self._now = seconds, now
         self._stage, self._first, self._began = "", 0, now()
-        self._left, self._told = seconds, now()
+        self._after = 1.0
 
     def left(self, event: Progress) -> float:
-        """Seconds to the end; also what the next report of a stage without a share counts down from."""
+        """Seconds to the end of the run."""
         if event.stage != self._stage:
             self._stage, self._first, self._began = event.stage, event.step, self._now()
-        if event.stage in AFTER:
-            self._left = self._own(event) + AFTER[event.stage] * self._seconds
-        else:
-            self._left = max(0.0, self._left - (self._now() - self._told))
-        self._told = self._now()
-        return self._left
+            self._after = AFTER.get(event.stage, self._after)
+        return self._own(event) + self._after * self._seconds
 
     def _own(self, event: Progress) -> float:
         done, rest = event.step - self._first, event.steps - event.step
