@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import typer
 from pydantic import BaseModel, ValidationError
 
-from amvlm import __version__, cli_labels, cli_plan, console
+from amvlm import __version__, cli_labels, cli_plan, cli_predict, cli_study, cli_weights, console
 from amvlm.config import DEMO_MINUTES, ONLY_BY_STEPS, PretrainSettings, TrainSettings
 from amvlm.errors import UserError
 from amvlm.flags import with_settings
@@ -56,7 +55,7 @@ def import_(
     ] = "",
     split: Annotated[Literal["auto", "train", "val", "test"], typer.Option()] = "auto",
     accept_fraction: Annotated[float, typer.Option(min=0, max=1, help="share of training masks to accept")] = 1.0,
-    seed: Annotated[int, typer.Option(help="chooses that share")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="chooses that share")] = 0,
 ) -> None:
     """Copy images, masks and captions into a study."""
     from amvlm.exchange import import_study
@@ -333,7 +332,7 @@ def quality(
     order: Annotated[
         Literal["random", "worst", "disagreement", "diverse"], typer.Option(help="which case to label first")
     ] = "random",
-    seed: Annotated[int, typer.Option(help="of the random order")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="of the random order")] = 0,
     limit: Annotated[int, typer.Option(min=0, help="how many rows to print, 0 for all")] = 20,
     output: Annotated[Path | None, typer.Option("--json", help="also write all of it as JSON")] = None,
 ) -> None:
@@ -410,7 +409,7 @@ def export(
 
 @app.command()
 def demo(
-    seed: Annotated[int, typer.Option(help="of the training")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="of the training")] = 0,
     minutes: Annotated[float, typer.Option(min=0.01, max=1000, help="of training")] = DEMO_MINUTES,
     output: Annotated[Path | None, typer.Option("--json", help="also write the table as JSON")] = None,
 ) -> None:
@@ -420,7 +419,12 @@ def demo(
     run_demo(seed, minutes, output)
 
 
-for _command in (cli_plan.plan, cli_labels.judge, cli_labels.history, cli_labels.restore, cli_labels.edit):
+app.add_typer(cli_study.structures, name="structure")
+app.add_typer(cli_study.captions, name="caption")
+app.add_typer(cli_weights.app, name="weights")
+for _command in (
+    cli_plan.plan, cli_predict.predict, cli_labels.judge, cli_labels.history, cli_labels.restore, cli_labels.edit
+):  # fmt: skip
     app.command()(_command)
 
 
@@ -457,12 +461,6 @@ def _unexpected(error: BaseException) -> str:
         f"an unexpected {type(error).__name__}{where}. This is a fault of amvlm; please report it. "
         "With AMVLM_TRACEBACK=1 it is shown in full."
     )
-
-
-def train_main() -> None:
-    """Entry point of ``amvlm-train``, the same as ``amvlm train``."""
-    sys.argv = [sys.argv[0], "train", *sys.argv[1:]]
-    main()
 
 
 @app.callback(invoke_without_command=True)

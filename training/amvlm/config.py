@@ -29,8 +29,9 @@ class EncoderSettings(Settings):
         "tiny", title="Image encoder", description="tiny, small, paper, a hub id or a folder", max_length=4096
     )
     text_encoder: str = Field(
-        "tiny", title="Text encoder", description="tiny, small, paper, a hub id or a folder", max_length=4096
-    )
+        "tiny", title="Text encoder", max_length=4096,
+        description="tiny, minilm, small, paper, a hub id (owner/name@revision) or a folder",
+    )  # fmt: skip
     image_size: int = Field(112, title="Image size (px)", ge=16, le=1024, multiple_of=8)
     embedding_size: int = Field(128, title="Embedding size", ge=8, le=1024)
 
@@ -62,7 +63,7 @@ class EncoderSettings(Settings):
 
 
 _LOCAL = "folder: "
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+(@[\w.-]+)?)?")
 
 
 def _without_path(encoder: str) -> str:
