@@ -7,6 +7,7 @@ same numbers for any minutes, at once.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -108,6 +109,7 @@ class PlanPreview(QObject):
         try:
             plan = make_plan(self._facts.model_copy(update={"minutes": minutes}))
         except UserError as error:
-            return Preview(str(error).replace("--minutes ", "") + " Choose more.", refused=True)
+            words = re.sub(r"--minutes (\d+)", r"\1 minutes", str(error)).replace(" 1 minutes", " a minute")
+            return Preview(words, refused=True)
         reasons = tuple(f"{reason.choice}: {reason.value} ({reason.why})" for reason in plan.reasons)
         return Preview(f"{plan.in_short(self._facts.machine.device)}.", reasons)

@@ -33,6 +33,11 @@ def count_labels(store: LabelStore) -> tuple[tuple[int, int, int], list[str]]:
     return (len(labelled), len(validation), unlabelled), rows
 
 
+def kind_name(kind: str) -> str:
+    """What the window calls a kind of mask in a run's events."""
+    return "prediction" if kind == "student" else kind.replace("_", " ")
+
+
 def comparison(before: Validation | None, after: Validation | None) -> list[tuple[str, str, str]]:
     """Rows (mask and structure, Dice before, Dice after); a dash where nothing was measured."""
     if after is None:
@@ -41,8 +46,7 @@ def comparison(before: Validation | None, after: Validation | None) -> list[tupl
     for kind in ("text_mask", "student", "merged"):
         for structure, dice in getattr(after, kind).items():
             old = getattr(before, kind).get(structure) if before is not None else None
-            name = {"student": "prediction"}.get(kind, kind.replace("_", " "))
-            rows.append((f"{name}, {structure}", "–" if old is None else f"{old:.3f}", f"{dice:.3f}"))
+            rows.append((f"{kind_name(kind)}, {structure}", "–" if old is None else f"{old:.3f}", f"{dice:.3f}"))
     return rows
 
 

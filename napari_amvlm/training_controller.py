@@ -13,7 +13,14 @@ from amvlm.store import LabelStore
 from napari_amvlm.forms import form_values, settings_form
 from napari_amvlm.jobs import Job
 from napari_amvlm.plan_preview import PlanPreview, Preview
-from napari_amvlm.training_account import clock_time, comparison, count_labels, time_left, unchanged_validation_labels
+from napari_amvlm.training_account import (
+    clock_time,
+    comparison,
+    count_labels,
+    kind_name,
+    time_left,
+    unchanged_validation_labels,
+)
 from napari_amvlm.training_run import TrainingRun
 from napari_amvlm.wording import printable, sentence
 
@@ -228,7 +235,7 @@ class TrainingController(QObject):
             for kind in ("student", "text_mask", "merged"):
                 scores = list(getattr(event, kind).values())
                 if scores:
-                    self.panel.dice.add(kind.replace("_", " "), event.step, sum(scores) / len(scores))
+                    self.panel.dice.add(kind_name(kind), event.step, sum(scores) / len(scores))
 
     def _ended(self) -> None:
         self.current = None

@@ -57,6 +57,7 @@ def test_the_plan_follows_the_minutes_without_measuring_again(
     few = preview.of(0.001)
     assert few.refused
     assert "too few" in few.line
+    assert few.line.endswith("Give at least a minute.")
 
 
 def test_a_refused_study_is_a_sentence_and_a_broken_child_none_that_hinders(
