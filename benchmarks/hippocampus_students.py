@@ -42,7 +42,7 @@ MODES: dict[str, dict[str, Any]] = {
     "image": {"mode": "image_only"},
     "text": {"mode": "text_guided"},
     "plan": {"mode": "labelled_only"},
-    "phases": {"mode": "image_only"},
+    "phases": {},
 }
 
 
@@ -79,11 +79,13 @@ def run(given: argparse.Namespace, arm: str, seed: int) -> None:
         ModelCard(name="untrained", kind="pretrained"),
     )
     student = StudentSettings(dimensions=3, channels=(16, 32, 64, 128)) if kind.endswith("3d") else StudentSettings()
+    by_minutes = kind in ("plan", "phases")
     settings = TrainSettings(
-        steps=given.steps, batch_size=32 if kind.endswith("3d") else 8, seed=seed,
+        steps=0 if by_minutes else given.steps, minutes=given.minutes if by_minutes else 0.0,
+        batch_size=32 if kind.endswith("3d") else 8, seed=seed,
         precision="fp32" if kind.endswith("3d") else given.precision,
         threads=given.threads, student=student, checkpoint_every=10**6,
-        minutes=given.minutes if kind in ("plan", "phases") else 0.0, **MODES[kind.removesuffix("3d")],
+        **MODES[kind.removesuffix("3d")],
     )  # fmt: skip
     if given.seconds_per_megapixel:  # on a machine that others use: what was measured when it was idle
         machine = Machine(seconds_per_megapixel=given.seconds_per_megapixel)

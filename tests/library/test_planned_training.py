@@ -18,7 +18,7 @@ from amvlm.events import AnyEvent, Finished, Note, Progress, Validation
 from amvlm.imaging import Volume
 from amvlm.imaging.regrid import grid_shape, resampled, resampled_labels
 from amvlm.inference import Session, find_model
-from amvlm.learning import RunFolder, planned_opening, train
+from amvlm.learning import RunFolder, train
 from amvlm.learning.before import dices_before
 from amvlm.learning.fitting import patch_loss, pseudo_labelled
 from amvlm.learning.patches import PatchSampler, PreparedCase, affine_moves, augmented, moved, plain
@@ -31,7 +31,7 @@ from amvlm.models.half_unet import HalfUNet
 from amvlm.models.planned import PlannedStudent, grown_box, keep_largest_part, with_context
 from amvlm.models.planned_text import planned_film_unet
 from amvlm.models.scan import plan_input
-from amvlm.planning import Fingerprint, Intensities, Machine, Normalisation, Plan, make_plan
+from amvlm.planning import Intensities, Normalisation, Plan
 from amvlm.store import LabelStore
 
 
@@ -323,19 +323,6 @@ def _flipped_affine() -> np.ndarray:
 
 
 # -- a run ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A known machine, and plans cut to ten narrow steps in two phases."""
-    monkeypatch.setattr(planned_opening, "measured_machine", lambda *_: Machine(seconds_per_megapixel=5.0))
-    monkeypatch.setattr(planned_opening, "text_steps", lambda *_: 2)
-
-    def short(facts: Fingerprint) -> Plan:
-        changes = {"recipe": "two_phase", "steps": 10, "widths": (4, 8), "batch_size": 4}
-        return make_plan(facts).model_copy(update=changes)
-
-    monkeypatch.setattr(planned_opening, "make_plan", short)
 
 
 @pytest.fixture

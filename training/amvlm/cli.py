@@ -14,7 +14,7 @@ import typer
 from pydantic import BaseModel, ValidationError
 
 from amvlm import __version__, cli_labels, cli_plan, cli_predict, cli_study, cli_weights, console
-from amvlm.config import PretrainSettings, TrainSettings
+from amvlm.config import DEMO_MINUTES, ONLY_BY_STEPS, PretrainSettings, TrainSettings
 from amvlm.errors import UserError
 from amvlm.flags import with_settings
 from amvlm.following import errors_in_words, follow
@@ -22,7 +22,7 @@ from amvlm.following import errors_in_words, follow
 if TYPE_CHECKING:
     from amvlm.models import AmvlmModel
     from amvlm.store import LabelStore
-    from amvlm.store.runs import RunFolder
+    from amvlm.store.runs import RunConfig, RunFolder
 
 app = typer.Typer(
     help="Label medical images with words. Research use only, not for diagnosis.",
@@ -94,6 +94,14 @@ def _recorded(kind: type[_Settings], settings: dict[str, object], folder: RunFol
         ) from error
 
 
+def _read_by(config: RunConfig) -> dict[str, Any]:
+    """A training's recorded settings; of one by minutes only those that it reads: earlier versions kept all."""
+    if config.plan is None:
+        return config.settings
+    unread = {"steps", "mode", "student", *ONLY_BY_STEPS}
+    return {name: value for name, value in config.settings.items() if name not in unread}
+
+
 def _write_json(output: Path | None, content: Any) -> None:
     """Write the file that a person asked for with ``--json``."""
     from amvlm.imaging import write_bytes_atomically
@@ -152,7 +160,10 @@ def train(
     run: RunName = "",
     resume: Resume = False,
 ) -> None:
-    """Train on accepted labels and on the rest of the study (the same as amvlm-train)."""
+    """Train on accepted labels and on the rest of the study (the same as amvlm-train).
+
+    By minutes, unless --steps is given: amvlm plan STUDY says beforehand what that will be.
+    """
     from amvlm.inference.catalogue import base_model
     from amvlm.learning import train as run_training
     from amvlm.models import AmvlmModel
@@ -167,7 +178,7 @@ def train(
         named = bool(model)
         if resume:
             config = folder.read_config()
-            settings = _recorded(TrainSettings, config.settings, folder)
+            settings = _recorded(TrainSettings, _read_by(config), folder)
             name, model = name or config.model, model or config.base
         base = base_model(opened, model, folders=named)
         events = run_training(
@@ -399,13 +410,13 @@ def export(
 @app.command()
 def demo(
     seed: Annotated[int, typer.Option(min=0, help="of the training")] = 0,
-    steps: Annotated[int, typer.Option(min=1, help="training steps")] = 1500,
+    minutes: Annotated[float, typer.Option(min=0.01, max=1000, help="of training")] = DEMO_MINUTES,
     output: Annotated[Path | None, typer.Option("--json", help="also write the table as JSON")] = None,
 ) -> None:
     """Run the whole loop on the bundled study, without a window."""
     from amvlm.demo import run_demo
 
-    run_demo(seed, steps, output)
+    run_demo(seed, minutes, output)
 
 
 app.add_typer(cli_study.structures, name="structure")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from amvlm.errors import UserError
 
+DEMO_MINUTES = 3.0
+"""Of the demo's training, so that the whole loop takes five at most on two cores."""
 Channels = tuple[Annotated[int, Field(ge=1, le=2048)], ...]
 
 
@@ -205,14 +208,26 @@ class PretrainSettings(LoopSettings):
         return self.model_copy(update={"encoders": self.encoders.for_the_record()})
 
 
+ONLY_BY_STEPS = (
+    "targets", "confidence", "unlabelled_weight", "ramp_up", "cut_mix", "plain_prompts", "patience", "validate_every",
+)  # fmt: skip
+"""Settings of the paper's training that the plan takes the place of; the student's belong to them too."""
+
+
 class TrainSettings(LoopSettings):
-    """``amvlm train``: the text-guided teacher-student network (METHOD §4)."""
+    """``amvlm train``: by minutes, a network that fits the study (METHOD §8); by steps, the paper's (METHOD §4).
+
+    ``steps`` alone chooses between them. What only a training by steps reads is refused in one by minutes.
+    """
 
     minutes: float = Field(
-        0.0, title="Minutes", ge=0, le=100_000,
-        description="fit the network to the study and to this time (see amvlm plan); 0: by steps",
+        10.0, title="Minutes", ge=0, le=43_200, allow_inf_nan=False,
+        description="the network is fitted to the study and to this time (see amvlm plan)",
     )  # fmt: skip
-    steps: int = Field(1500, title="Steps", ge=1, le=1_000_000)
+    steps: int = Field(
+        0, title="Steps (0: by minutes)", ge=0, le=1_000_000,
+        description="instead of minutes: the paper's training, at the base model's image size",
+    )  # fmt: skip
     batch_size: int = Field(
         8, title="Batch size (slices)", ge=1, le=1024, description="as many labelled as unlabelled ones; in 3-D blocks"
     )
@@ -245,11 +260,46 @@ class TrainSettings(LoopSettings):
     text_mask: PlannedTextSettings = Field(default_factory=PlannedTextSettings, title="Text mask, by minutes")
     structures: tuple[str, ...] = Field((), title="Structures", description="empty: every one with a label")
 
+    @property
+    def by_minutes(self) -> bool:
+        """Whether a plan fits the network to the study; otherwise this is the paper's training, of so many steps."""
+        return self.steps == 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _either(cls, given: Any) -> Any:
+        """Steps take the place of the usual minutes."""
+        if not isinstance(given, dict) or "minutes" in given or given.get("steps") is None:
+            return given
+        if given["steps"] == 0:
+            raise ValueError("give more than 0 --steps, or leave it out to train by minutes")
+        return {**given, "minutes": 0.0}
+
     @model_validator(mode="after")
     def _text_needs_text(self) -> TrainSettings:
         if self.mode not in ("auto", "text_guided") and self.captions != "true":
             raise ValueError("shuffled or empty captions belong to mode text_guided")
         return self
+
+    @model_validator(mode="after")
+    def _one_way(self) -> TrainSettings:
+        if not self.by_minutes:
+            if self.minutes:
+                raise ValueError("give --minutes or --steps, not both")
+            return self
+        if not self.minutes:
+            raise ValueError("give more than 0 --minutes, or --steps")
+        if strangers := [flag for flag, changed in self._only_by_steps() if changed]:
+            raise ValueError(f"--{strangers[0]} belongs to a training by steps: give --steps too, or leave it out")
+        return self
+
+    def _only_by_steps(self) -> Iterator[tuple[str, bool]]:
+        """Flags that a training by minutes does not read, and whether each was changed."""
+        for name in ONLY_BY_STEPS:
+            yield name.replace("_", "-"), getattr(self, name) != type(self).model_fields[name].get_default()
+        yield "mode", self.mode in ("text_guided", "image_only")
+        for name, info in StudentSettings.model_fields.items():
+            yield name.replace("_", "-"), getattr(self.student, name) != info.get_default()
 
     def for_the_record(self) -> TrainSettings:
         """As a run and a model card keep them: no path of this machine, encoder weights by their file's name."""

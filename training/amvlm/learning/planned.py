@@ -43,7 +43,7 @@ def train_planned(
     name: str,
     resume: bool = False,
     previous: AmvlmModel | None = None,
-) -> Iterator[AnyEvent]:
+) -> Generator[AnyEvent, None, None]:
     """Fingerprint, plan, student, text mask; save ``models/<name>``.
 
     Yields

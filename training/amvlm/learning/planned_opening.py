@@ -22,7 +22,7 @@ from amvlm.learning.study import Study, open_study, snapshot_of_run, with_contro
 from amvlm.models import AmvlmModel
 from amvlm.models.half_unet import HalfUNet
 from amvlm.models.planned import read_plan
-from amvlm.planning import Plan, make_plan
+from amvlm.planning import Fingerprint, Plan, make_plan
 from amvlm.store import LabelStore, Revision
 from amvlm.store.runs import RunConfig, RunFolder, process_rank
 
@@ -82,38 +82,44 @@ def open_planned(
     yield Started(
         job="train", labelled=len(opened.labelled), unlabelled=len(study.unlabelled),
         validation=len(opened.held_out), structures=study.names, steps=plan.steps, device=str(context.device),
-        precision=precision,
+        precision=precision, minutes=plan.minutes,
     )  # fmt: skip
     yield Note(text=f"The plan: {plan.sentence()}.")
+    for reason in plan.reasons:
+        if reason.notable:
+            yield Note(level="warning", text=f"{reason.choice.capitalize()}: {reason.value} ({reason.why}).")
     if settings.student != StudentSettings():
         yield Note(level="warning", text="The plan chooses the network: what was set for the student is not used.")
     return opened
 
 
-def plan_of_store(store: LabelStore, settings: TrainSettings) -> Plan:
-    """What ``amvlm plan`` prints: the plan that a run would begin with now."""
+def fingerprint_of_store(store: LabelStore, settings: TrainSettings) -> Fingerprint:
+    """The study and this machine in numbers, as a run would measure them now."""
     precision, threads = _compute(settings)
     torch.set_num_threads(threads)
     device = torch.device("cuda" if settings.device == "auto" and torch.cuda.is_available() else "cpu")
-    steps = planned(open_study(store, wanted=settings.structures), settings, device, precision)
+    study = open_study(store, wanted=settings.structures)
+    steps = fingerprint_of(study, settings.minutes, measured_machine(device, precision == "bf16"))
     while True:
         try:
             next(steps)
         except StopIteration as end:
-            plan: Plan = end.value
-            return plan
+            facts: Fingerprint = end.value
+            return facts
 
 
 def planned(
     study: Study, settings: TrainSettings, device: torch.device, precision: str
 ) -> Generator[AnyEvent, None, Plan]:
     """The study's plan on this machine."""
-    machine = measured_machine(device, precision == "bf16")
-    facts = yield from fingerprint_of(study, settings.minutes, machine)
+    facts = yield from fingerprint_of(study, settings.minutes, measured_machine(device, precision == "bf16"))
+    return plan_for(facts, settings)
+
+
+def plan_for(facts: Fingerprint, settings: TrainSettings) -> Plan:
+    """The plan, less what the settings leave out."""
     plan = make_plan(facts)
-    if settings.mode == "labelled_only":
-        plan = plan.model_copy(update={"recipe": "labelled"})
-    return plan
+    return plan.model_copy(update={"recipe": "labelled"}) if settings.mode == "labelled_only" else plan
 
 
 def _judged(prepared: PreparedStudy, study: Study, by_case: dict[str, dict[str, Revision]]) -> list[PreparedCase]:

@@ -40,7 +40,7 @@ def plan_input(volume: Volume, plan: Plan) -> tuple[Tensor, Spacing]:
     """What the network reads of a scan: (Z, C, H, W), float32, normalised, on the plan's grid; and its spacing."""
     stack, spacing_mm = stack_of(volume, plan.axis)
     shape, own = plan_shape(stack.shape, spacing_mm, plan)
-    foreground = plan.normalisation.for_scan(volume.modality)
+    foreground = plan.normalisation.for_scan(volume.modality, bool(stack.min() < 0))
     scale = IntensityScale.of(stack)
     if foreground is not None:
         scale = IntensityScale(foreground.low, foreground.high, foreground.mean, foreground.sd)

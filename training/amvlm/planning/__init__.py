@@ -15,10 +15,11 @@ from amvlm.planning.fingerprint import (
     overlap,
     structure_facts,
 )
-from amvlm.planning.plan import WIDTHS, Normalisation, Plan, Reason
+from amvlm.planning.plan import OTHER, WIDTHS, Normalisation, Plan, Reason
 from amvlm.planning.rules import make_plan
 
 __all__ = [
+    "OTHER",
     "WIDTHS",
     "CaseFacts",
     "Fingerprint",
