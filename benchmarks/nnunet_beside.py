@@ -64,6 +64,7 @@ def inside(options: argparse.Namespace) -> None:
         extract_fingerprints([13], num_processes=1)
         plan_experiments([13])
         preprocess([13], configurations=[options.configuration], num_processes=[1])
+    os.environ["nnUNet_n_proc_DA"] = "0"  # augmentation in this process, so that its time counts  # noqa: SIM112
     trainer, notes = trained(options)
     line = {"configuration": options.configuration, "patients": options.patients, "seed": options.seed, **notes}
     for split in ("validation", "test"):
@@ -144,7 +145,7 @@ def run(options: argparse.Namespace) -> None:
     job = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
     job |= {"splits": splits | {"steps": "train" if fresh else "ready"}, "work": str(work), "acdc": str(options.acdc)}
     environment = {
-        **os.environ, **{k: str(v) for k, v in folders.items()}, "nnUNet_n_proc_DA": "0", "nnUNet_compile": "f",
+        **os.environ, **{k: str(v) for k, v in folders.items()}, "nnUNet_n_proc_DA": "1", "nnUNet_compile": "f",
         "OMP_NUM_THREADS": str(options.threads), "MKL_NUM_THREADS": str(options.threads),
     }  # fmt: skip
     command = [work / "env" / "bin" / "python", __file__, "inside", json.dumps(job)]
