@@ -79,8 +79,9 @@ def plan_of(options: argparse.Namespace) -> Plan:
     return Plan(
         axis=2, spacing_mm=(0.0, options.spacing, options.spacing), patch=(1, options.patch, options.patch),
         context=options.context, region_mm=(150.0, 170.0, 170.0) if options.region else None,
-        widths=tuple(options.widths), structures=NAMES, largest_part=(True,) * 3, mirror=(options.mirror,) * 2,
-        batch_size=options.batch, steps=1, minutes=options.cpu_seconds / 60,
+        widths=tuple(options.widths), decoder=options.decoder, structures=NAMES, largest_part=(True,) * 3,
+        mirror=(options.mirror,) * 2,
+        any_angle=options.any_angle, batch_size=options.batch, steps=1, minutes=options.cpu_seconds / 60,
     )  # fmt: skip
 
 
@@ -101,12 +102,15 @@ def trained(
     first = int(share * options.cpu_seconds / each)
     notes["steps"] = [run(student, Phase(0, first, [(labelled, plan.batch_size)]), seed)]
     if options.recipe == "two_phase":
+        measuring = time.process_time()
+        notes["first phase"] = on_splits(options, plan, roles, student.eval())
         before = time.process_time()
+        began += before - measuring
         rng = np.random.default_rng((seed, 5))
         chosen = rng.permutation(len(unlabelled))[: options.pseudo or None]
         pseudo = [pseudo_labelled(student, unlabelled[int(i)]) for i in chosen]
         notes["labelling_seconds"] = round(time.process_time() - before, 1)
-        left = options.cpu_seconds - (time.process_time() - began)
+        left = options.cpu_seconds - first * each - notes["labelling_seconds"]
         if options.fresh:
             torch.manual_seed(seed + 100)
             student = PlannedStudent(plan).to(memory_format=torch.channels_last)
@@ -115,6 +119,21 @@ def trained(
         notes["steps"].append(run(student, Phase(1, int(left / each), groups), seed))
     notes["cpu_seconds"] = round(time.process_time() - began, 1)
     return student, notes
+
+
+def on_splits(
+    options: argparse.Namespace, plan: Plan, roles: dict[str, list[str]], student: PlannedStudent
+) -> dict[str, list[list[float]]]:
+    """Dice per case and structure of each split; prints the means."""
+    found = {}
+    for split in options.splits:
+        began = time.process_time()
+        cases = [load(Path(options.acdc), name, plan) for name in roles[split]]
+        dices = measured(student, cases, options.accurate)
+        found[split] = [[round(d, 4) for d in case] for case in dices]
+        print(split, np.nanmean(dices, 0).round(4), round(float(np.nanmean(dices)), 4), "seconds per case",
+              round((time.process_time() - began) / len(cases), 2), flush=True)  # fmt: skip
+    return found
 
 
 def run(student: PlannedStudent, phase: Phase, seed: int) -> int:
@@ -148,10 +167,12 @@ def main() -> None:
         sub.add_argument("--patch", type=int, default=128)
         sub.add_argument("--spacing", type=float, default=1.5)
         sub.add_argument("--widths", type=int, nargs="+", default=[32, 64, 128, 256])
+        sub.add_argument("--decoder", default="sum", choices=("sum", "concat"))
         sub.add_argument("--context", type=int, default=0)
         sub.add_argument("--batch", type=int, default=8)
         sub.add_argument("--no-region", dest="region", action="store_false")
         sub.add_argument("--mirror", action="store_true")
+        sub.add_argument("--any-angle", type=float, default=0.2, help="share of patches turned by any angle")
         sub.add_argument("--fresh", action="store_true", help="second phase from random weights")
         sub.add_argument("--first-share", type=float, default=0.4)
         sub.add_argument("--pseudo", type=int, default=0, help="how many unlabelled cases, 0 for all")
@@ -174,13 +195,7 @@ def main() -> None:
         plan, roles = plan_of(options), patients_of(Path(options.acdc))
         student, notes = trained(options, plan, roles, seed)
         row: dict[str, Any] = {"key": key, **notes}
-        for split in options.splits:
-            began = time.process_time()
-            cases = [load(Path(options.acdc), name, plan) for name in roles[split]]
-            dices = measured(student, cases, options.accurate)
-            row[split] = [[round(d, 4) for d in case] for case in dices]
-            print(split, np.nanmean(dices, 0).round(4), round(float(np.nanmean(dices)), 4), "seconds per case",
-                  round((time.process_time() - began) / len(cases), 2), flush=True)  # fmt: skip
+        row |= on_splits(options, plan, roles, student)
         with results.open("a") as stream:
             stream.write(json.dumps(row) + "\n")
 

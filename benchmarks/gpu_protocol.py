@@ -1,8 +1,12 @@
-"""QaTa-COV19 at 224 px on a GPU, in parts of some minutes: two students, three modes, three shares of the masks.
+"""QaTa-COV19 at 224 px and ACDC on a GPU, in parts of some minutes. Neither napari nor SimpleITK is needed.
 
     python benchmarks/qata.py prepare QATA WORK
     python benchmarks/gpu_protocol.py part WORK --minutes 9 --encoder-weights lite0.safetensors
     python benchmarks/gpu_protocol.py table WORK
+    python benchmarks/gpu_acdc.py part ACDC WORK --minutes 9       # the same way, 3, 7 and all patients
+    python benchmarks/gpu_acdc.py table WORK
+
+QaTa: two students, three modes, three shares of the masks.
 
 `part` is run again until it prints "all done". It goes on where the one before was cut off, at the newest checkpoint of
 whatever was running, and leaves each model that it finished as fp16 pieces of at most 16 MiB in WORK/pieces/NAME.

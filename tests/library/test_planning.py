@@ -46,16 +46,17 @@ def test_a_plan_of_cardiac_scans_by_hand() -> None:
     plan = make_plan(_heart())
     assert plan.dimensions == 2  # 9 slices are fewer than 10
     assert plan.spacing_mm == (0.0, 1.5, 1.5)
-    assert plan.patch == (1, 96, 112)  # 1.5 · 84 / 1.5 = 84 → 96; 1.5 · 100 / 1.5 = 100 → 112
+    assert plan.patch == (1, 96, 128)  # both structures together: 1.5 · 90 / 1.5 = 90 → 96; 1.5 · 120 / 1.5 = 120 → 128
     assert plan.region_mm == (120, 135, 180)
     assert plan.widths == (32, 64, 128, 256)
-    # 7 min · 60 s · 0.8 = 336 s; a patch costs 0.010752 Mpx · 1 s = 0.010752 s: 31,250 patches, 3,906 steps of 8
-    assert plan.steps == 3_906
+    # 7 min · 60 s · 0.8 = 336 s; a patch costs 0.012288 Mpx · 1 s · 0.7 = 0.0086 s: 39,062 patches, 4,882 steps of 8
+    assert plan.steps == 4_882
+    assert (plan.decoder, plan.any_angle) == ("sum", 0.2)
     assert plan.exclusive
     assert plan.largest_part == (True, True)
     assert plan.outputs == 3
     assert plan.recipe == "two_phase"
-    assert plan.sentence() == "2-D, 1.5 mm, patches of 96×112, 3,906 steps of 8, about 7 minutes"
+    assert plan.sentence() == "2-D, 1.5 mm, patches of 96×128, 4,882 steps of 8, about 7 minutes"
 
 
 def test_every_choice_has_its_reason() -> None:
@@ -76,12 +77,12 @@ def test_a_plan_of_another_version_is_refused() -> None:
 
 def test_few_minutes_shrink_width_then_patch_then_double_the_spacing() -> None:
     slow = Machine(seconds_per_megapixel=4.0)
-    narrow = make_plan(_heart(minutes=6, machine=slow))  # 288 s; 32 channels: 0.043 s each, 6,697 patches
-    assert narrow.widths == (24, 48, 96, 192)
-    assert narrow.patch == (1, 96, 112)
-    small = make_plan(_heart(minutes=1.5, machine=slow))  # 72 s; 16 channels and 80 × 96 px: 0.0088 s each
+    narrow = make_plan(_heart(minutes=9, machine=slow))  # 432 s; 32 channels: 0.0344 s each, 12,556 patches
+    assert narrow.widths == (24, 48, 96, 192)  # 0.0205 s each, 21,074 patches
+    assert narrow.patch == (1, 96, 128)
+    small = make_plan(_heart(minutes=1.5, machine=slow))  # 72 s; 16 channels: 0.0099 s each, 7,287 patches
     assert small.widths == (16, 32, 64, 128)
-    assert small.patch == (1, 80, 96)
+    assert small.patch == (1, 80, 112)  # 0.0072 s each, 10,000 patches
     coarse = make_plan(_heart(minutes=0.5, machine=slow))
     assert coarse.spacing_mm == (0.0, 3.0, 3.0)
     for plan in (narrow, small, coarse):
@@ -135,6 +136,7 @@ def test_pictures_are_read_whole_and_keep_all_parts() -> None:
     assert xray.region_mm is None
     assert xray.largest_part == (False,)
     assert xray.recipe == "labelled"
+    assert xray.any_angle == 0.0  # a picture has an up
 
 
 def test_ct_is_scaled_by_its_foreground_and_mr_beside_it_by_itself() -> None:
@@ -174,8 +176,8 @@ def test_overlapping_structures_get_a_sigmoid_each() -> None:
 def test_narrower_networks_cost_less() -> None:
     facts = _heart()
     wide, narrow = (seconds_per_patch(facts, (1, 128, 128), width, 2) for width in (32, 16))
-    assert wide == pytest.approx(0.016384)
-    assert narrow == pytest.approx(0.016384 * 0.5**1.8)
+    assert wide == pytest.approx(0.7 * 0.016384)
+    assert narrow == pytest.approx(0.7 * 0.016384 * 0.5**1.8)
 
 
 def test_facts_of_a_mask_by_hand() -> None:
@@ -229,3 +231,13 @@ def test_a_small_gpu_gets_small_blocks() -> None:
     voxels = [int(np.prod(size)) for size in sizes]
     assert voxels == sorted(voxels)
     assert voxels[0] <= 128**3 * 4 / 11 < voxels[1] <= 128**3 < voxels[2] <= 160**3
+
+
+def test_a_patch_holds_all_structures_where_a_device_carries_it_else_the_largest() -> None:
+    apart = (_structure("spleen", (80, 60, 60)), _structure("kidney", (80, 80, 80)))
+    far = make_plan(_heart(structures=apart, region_mm=(80, 90, 230)))  # 1.5 · 230 / 1.5 = 230 pixels are too many
+    assert far.patch == (1, 80, 80)
+    assert "largest structure (80 × 80 mm)" in next(r.why for r in far.reasons if r.choice == "patch")
+    near = make_plan(_heart(structures=apart, region_mm=(80, 90, 140)))
+    assert near.patch == (1, 96, 144)
+    assert "all structures (90 × 140 mm)" in next(r.why for r in near.reasons if r.choice == "patch")

@@ -13,6 +13,9 @@ from amvlm.errors import UserError
 
 DEMO_MINUTES = 3.0
 """Of the demo's training, so that the whole loop takes five at most on two cores."""
+Device = Literal[
+    "auto", "cpu", "mps", "cuda", "cuda:0", "cuda:1", "cuda:2", "cuda:3", "cuda:4", "cuda:5", "cuda:6", "cuda:7"
+]  # fmt: skip
 Channels = tuple[Annotated[int, Field(ge=1, le=2048)], ...]
 
 
@@ -129,9 +132,9 @@ class LoopSettings(Settings):
     weight_decay: float = Field(1e-4, title="Weight decay", ge=0, le=1)
     warmup: float = Field(0.05, title="Warm-up (share of steps)", ge=0, le=0.5)
     seed: int = Field(0, title="Seed", ge=0, le=2**63 - 1)
-    device: Literal["auto", "cpu"] = Field("auto", title="Device")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", title="Precision", description="auto measures which is faster here and records it"
+    device: Device = Field("auto", title="Device", description="cuda:1 is a GPU by its number, mps Apple's")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", title="Precision", description="auto measures which is faster here and records it; fp16 on a GPU alone"
     )
     validate_every: int = Field(250, title="Validate every (steps)", ge=1, le=10**9)
     threads: int = Field(0, title="CPU threads", ge=0, le=256, description="0 leaves torch's own choice")

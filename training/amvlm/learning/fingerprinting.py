@@ -16,6 +16,7 @@ from amvlm.imaging.orientation import evenly_spread, slice_axis, to_canonical
 from amvlm.learning.fitting import patch_loss
 from amvlm.learning.patches import PatchBatch
 from amvlm.learning.prepared import grid_of
+from amvlm.learning.runtime import autocast_to
 from amvlm.learning.study import Study
 from amvlm.models.planned import PlannedStudent
 from amvlm.models.scan import stack_of
@@ -78,7 +79,7 @@ def fingerprint_of(study: Study, minutes: float, machine: Machine) -> Generator[
     )  # fmt: skip
 
 
-def measured_machine(device: torch.device, bf16: bool) -> Machine:
+def measured_machine(device: torch.device, precision: str) -> Machine:
     """Time a training step of the reference network here: about two seconds on a slow CPU."""
     plan = Plan(
         spacing_mm=(0.0, 1.0, 1.0), patch=(1, _MEASURED_SIDE, _MEASURED_SIDE), structures=("one",),
@@ -92,7 +93,7 @@ def measured_machine(device: torch.device, bf16: bool) -> Machine:
     for _ in range(4):
         _wait(device)
         began = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with autocast_to(device, precision):
             loss = patch_loss(student, batch)
         torch.autograd.grad(loss, list(student.parameters()))
         _wait(device)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,12 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from amvlm.errors import UserError
+from amvlm.learning.checkpoint import Checkpoint, checked_state, checkpoints, load_checkpoint, save_checkpoint
 from amvlm.learning.patches import PatchBatch, PatchSampler, PreparedCase, augmented
-from amvlm.learning.runtime import learning_rate_factor
+from amvlm.learning.runtime import Ahead, autocast_to, learning_rate_factor
 from amvlm.losses import masked_dice_bce
 from amvlm.losses.exclusive import exclusive_dice_ce
 from amvlm.metrics import Overlap
 from amvlm.models.planned import PlannedStudent
+from amvlm.planning import Plan
 
 LEARNING_RATE, WEIGHT_DECAY, WARMUP = 1e-3, 1e-2, 0.03
 
@@ -46,18 +50,32 @@ def optimiser_of(student: PlannedStudent) -> torch.optim.Optimizer:
 
 
 def drawn(
-    samplers: Sequence[tuple[PatchSampler, int]],
-    phase: Phase,
-    student: PlannedStudent,
-    seed: int,
-    step: int,
-    device: torch.device,
-) -> PatchBatch:
-    """The batch of a step; all chance is keyed by (seed, phase, step)."""
+    samplers: Sequence[tuple[PatchSampler, int]], phase: Phase, seed: int, step: int
+) -> tuple[PatchBatch, np.random.Generator]:
+    """Crops of a step, and the chance left for their augmentation; all of it is keyed by (seed, phase, step)."""
     rng = np.random.default_rng((seed, 30 + phase.number, step))
     parts = [sampler.draw(count, rng) for sampler, count in samplers]
-    batch = PatchBatch(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
-    return augmented(batch.to(device), student.plan, rng)
+    return PatchBatch(*(torch.cat(fields) for fields in zip(*parts, strict=True))), rng
+
+
+def batches(
+    student: PlannedStudent, phase: Phase, seed: int, first: int, ahead: bool
+) -> Iterator[tuple[int, PatchBatch]]:
+    """(step, augmented batch on the student's device); ``ahead`` cuts the next crops in a thread meanwhile."""
+    samplers = [(PatchSampler(student.plan, cases), count) for cases, count in phase.groups]
+    device = next(student.parameters()).device
+
+    def make(step: int) -> tuple[PatchBatch, np.random.Generator]:
+        return drawn(samplers, phase, seed, step)
+
+    steps = range(first, phase.steps)
+    for step, (crops, rng) in Ahead(make, steps) if ahead else ((step, make(step)) for step in steps):
+        yield step, augmented(crops.to(device), student.plan, rng)
+
+
+def gradient_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
+    """What keeps small gradients of fp16 from vanishing; without effect in other precisions."""
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 
 def fit(
@@ -66,8 +84,9 @@ def fit(
     optimiser: torch.optim.Optimizer,
     seed: int,
     first: int = 0,
-    bf16: bool = False,
+    precision: str = "fp32",
     stop: Callable[[], bool] = lambda: False,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Steps ``first`` … of one phase; yields (step, loss) after each update.
 
@@ -79,19 +98,18 @@ def fit(
         If it does not hold two patches.
     """
     device = next(student.parameters()).device
-    samplers = [(PatchSampler(student.plan, cases), count) for cases, count in phase.groups]
+    scaler = gradient_scaler(device, precision) if scaler is None else scaler
     parts = 1
-    for step in range(first, phase.steps):
+    for step, batch in batches(student, phase, seed, first, ahead=device.type != "cpu"):
         if stop():
             return
         student.train()
-        batch = drawn(samplers, phase, student, seed, step, device)
         rate = phase.learning_rate * learning_rate_factor(step, phase.steps, WARMUP)
         for group in optimiser.param_groups:
             group["lr"] = rate
         while True:
             try:
-                loss = _gradients(student, batch, optimiser, bf16, parts)
+                loss = _gradients(student, batch, optimiser, precision, scaler, parts)
                 break
             except torch.OutOfMemoryError as error:
                 parts *= 2
@@ -101,22 +119,74 @@ def fit(
                         remedy="Choose --device cpu; the last checkpoint is kept.",
                     ) from error
                 torch.cuda.empty_cache()
+        scaler.unscale_(optimiser)
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        optimiser.step()
+        scaler.step(optimiser)
+        scaler.update()
         yield step, loss
 
 
+class Learner:
+    """What training changes, and its checkpoints: the network, its copy of the phase before, optimiser and scaler.
+
+    Parameters
+    ----------
+    precision : {"fp32", "bf16", "fp16"}
+    folder : Path
+        Where checkpoints lie.
+    """
+
+    def __init__(self, plan: Plan, device: torch.device, precision: str, seed: int, folder: Path) -> None:
+        self._precision, self._seed, self._folder = precision, seed, folder
+        torch.manual_seed(seed)
+        memory = torch.channels_last if plan.dimensions == 2 else torch.contiguous_format
+        self.student = PlannedStudent(plan)
+        self.student.to(device, memory_format=memory)  # type: ignore[call-overload]
+        self.first = copy.deepcopy(self.student)
+        self._optimiser = optimiser_of(self.student)
+        self._scaler = gradient_scaler(device, precision)
+
+    def next_phase(self) -> None:
+        """Keep the network so far, which labels the other scans; training goes on with a new optimiser."""
+        self.first.load_state_dict(self.student.state_dict())
+        self._optimiser = optimiser_of(self.student)
+
+    def fit(self, phase: Phase, first: int, stop: Callable[[], bool] = lambda: False) -> Iterator[tuple[int, Tensor]]:
+        """As :func:`fit`."""
+        return fit(self.student, phase, self._optimiser, self._seed, first, self._precision, stop, self._scaler)
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint of this many steps over all phases."""
+        networks = {"student": self.student, "first": self.first}
+        save_checkpoint(self._folder, step, networks, self._optimiser, self._scaler.state_dict())
+
+    def load(self) -> Checkpoint | None:
+        """Restore the newest checkpoint; None if there is none yet."""
+        if not checkpoints(self._folder):
+            return None
+        found = load_checkpoint(self._folder, {"student": self.student, "first": self.first}, self._optimiser)
+        if self._scaler.is_enabled():
+            names = tuple(self._scaler.state_dict())
+            self._scaler.load_state_dict(checked_state(found.notes, names, self._folder))
+        return found
+
+
 def _gradients(
-    student: PlannedStudent, batch: PatchBatch, optimiser: torch.optim.Optimizer, bf16: bool, parts: int
+    student: PlannedStudent,
+    batch: PatchBatch,
+    optimiser: torch.optim.Optimizer,
+    precision: str,
+    scaler: torch.amp.GradScaler,
+    parts: int,
 ) -> Tensor:
     """Gradients of a batch, in so many parts; returns the mean loss."""
     optimiser.zero_grad()
     total = torch.zeros((), device=batch.image.device)
     for rows in torch.arange(len(batch.image)).chunk(parts):
         part = PatchBatch(*(field[rows[0] : rows[-1] + 1] for field in batch))
-        with torch.autocast(batch.image.device.type, torch.bfloat16, enabled=bf16):
+        with autocast_to(batch.image.device, precision):
             loss = patch_loss(student, part) / parts
-        loss.backward()  # type: ignore[no-untyped-call]
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
     return total
 

@@ -137,11 +137,10 @@ class PatchSampler:
         centre = []
         for part, side, patch in zip(region, case.shape, self._plan.patch, strict=True):
             low, high = part.start, part.stop - 1
-            if patch > 1:  # a patch lies inside the region where it fits there, else in its middle
+            if patch > 1:  # a patch lies inside the region where it fits there
                 low, high = low + patch // 2, high - (patch - patch // 2) + 1
-                if low > high:
-                    low = high = (part.start + part.stop) // 2
-            centre.append(min(side - 1, int(rng.integers(low, high + 1))))
+                low, high = sorted((low, high))  # where the region is the smaller one, the patch holds all of it
+            centre.append(min(side - 1, max(0, int(rng.integers(low, high + 1)))))
         return centre
 
     def _cut(self, case: PreparedCase, centre: Sequence[int]) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
@@ -186,7 +185,8 @@ def plain(batch: PatchBatch, plan: Plan) -> PatchBatch:
 
 
 def affine_moves(count: int, crop: tuple[int, int], plan: Plan, rng: Rng) -> Tensor:
-    """One affine move per sample, in the plane of the slices: ±30° and 0.7–1.4 on a part of them each.
+    """One affine move per sample, in the plane of the slices: ±30° and 0.7–1.4 on a part of them each, and any
+    angle on the plan's share.
 
     Returns
     -------
@@ -194,7 +194,8 @@ def affine_moves(count: int, crop: tuple[int, int], plan: Plan, rng: Rng) -> Ten
         From the patch's normalised coordinates to those of the crop, which spans −1 to 1.
     """
     _, rows, columns = plan.patch
-    angle = np.where(rng.random(count) < 0.4, rng.uniform(-np.pi / 6, np.pi / 6, count), 0.0)
+    which, turn = rng.random(count), rng.uniform(-np.pi, np.pi, count)
+    angle = np.where(which < 1 - plan.any_angle, np.where(which < 0.4, turn / 6, 0.0), turn)
     scale = np.where(rng.random(count) < 0.4, rng.uniform(0.7, 1.4, count), 1.0)
     flips = np.stack([np.where((rng.random(count) < 0.5) & allowed, -1.0, 1.0) for allowed in plan.mirror[::-1]], 1)
     cosine, sine = np.cos(angle) * scale, np.sin(angle) * scale

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import datetime
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
 from amvlm.config import GeneratorSettings, PlannedTextSettings, TrainSettings
+from amvlm.errors import UserError
 from amvlm.events import AnyEvent, Finished, Note, Progress, Validation
 from amvlm.learning.before import dices_before
 from amvlm.learning.calibration import enough, fit_expected_dice, fit_text_weights, mean_dices
-from amvlm.learning.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from amvlm.learning.fitting import Phase, answer, case_dices, fit, optimiser_of, pseudo_labelled
+from amvlm.learning.fitting import Learner, Phase, answer, case_dices, pseudo_labelled
 from amvlm.learning.patches import PreparedCase
 from amvlm.learning.planned_opening import PlannedRun, open_planned
 from amvlm.learning.planned_text import TEXT_SHARE, PlannedText, on_plan_grid, teach_text
@@ -54,8 +52,22 @@ def train_planned(
     Raises
     ------
     UserError
-        If no training case is labelled, the minutes are too few, or the run began with another plan's version.
+        If no training case is labelled, the minutes are too few, the run began with another plan's version, or a GPU's
+        memory does not hold a stage.
     """
+    try:
+        yield from _trained(store, base, settings, run, name, resume, previous)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            "the GPU's memory does not hold this training", file=run.path,
+            remedy="Choose --device cpu, or end what else runs on the GPU; go on with --resume.",
+        ) from error  # fmt: skip
+
+
+def _trained(
+    store: LabelStore, base: AmvlmModel, settings: TrainSettings, run: RunFolder, name: str, resume: bool,
+    previous: AmvlmModel | None,
+) -> Iterator[AnyEvent]:  # fmt: skip
     opened = yield from open_planned(store, base, settings, run, name, resume)
     context, plan = opened.context, opened.plan
     clock = Clock(plan.steps)
@@ -83,16 +95,15 @@ def train_planned(
 def _student(opened: PlannedRun, resume: bool) -> Generator[AnyEvent, None, PlannedStudent | None]:
     """All phases of the student, from the newest checkpoint of a resumed run; None if no step was made."""
     plan, context = opened.plan, opened.context
-    torch.manual_seed(opened.settings.seed)
-    student = PlannedStudent(plan)
-    student.to(context.device, memory_format=_memory(plan))  # type: ignore[call-overload]
-    first = copy.deepcopy(student)
-    optimiser = optimiser_of(student)
-    folder, done = context.run.path / "student", 0
-    if resume and checkpoints(folder):
-        done, _, doubt = load_checkpoint(folder, {"student": student, "first": first}, optimiser)
-        if doubt:
-            yield Note(level="warning", text=doubt)
+    mixed = str(context.accelerator.mixed_precision)
+    broken = plan.dimensions == 3 and context.device.type == "cpu"  # torch's bf16 gradients are wrong there
+    precision = "fp32" if mixed == "no" or broken else mixed
+    learner, done = Learner(plan, context.device, precision, opened.settings.seed, context.run.path / "student"), 0
+    restored = learner.load() if resume else None
+    if restored is not None:
+        done = restored.step
+        if restored.doubt:
+            yield Note(level="warning", text=restored.doubt)
     lengths = _lengths(plan)
     for number, length in enumerate(lengths):
         before = sum(lengths[:number])
@@ -100,32 +111,26 @@ def _student(opened: PlannedRun, resume: bool) -> Generator[AnyEvent, None, Plan
         if step >= length:
             continue
         if number > 0 and step == 0:
-            first.load_state_dict(student.state_dict())
-            optimiser = optimiser_of(student)
+            learner.next_phase()
         if context.stop_asked():
             break
         groups = [(opened.labelled, plan.batch_size)]
         if number > 0:
-            pseudo = yield from _pseudo(opened, first)
+            pseudo = yield from _pseudo(opened, learner.first)
             half = round(PSEUDO_SHARE * plan.batch_size)
             groups = [(opened.labelled, plan.batch_size - half), (pseudo, half)]
-        parts = {"student": student, "first": first}
-        phase = Phase(number, length, groups)
-        done = before + (yield from _run(opened, student, phase, optimiser, parts, step, before))
-    return student.eval() if done else None
+        done = before + (yield from _run(opened, learner, Phase(number, length, groups), step, before))
+    return learner.student.eval() if done else None
 
 
 def _run(
-    opened: PlannedRun, student: PlannedStudent, phase: Phase, optimiser: torch.optim.Optimizer,
-    parts: dict[str, Any], first: int, before: int,
-) -> Generator[AnyEvent, None, int]:  # fmt: skip
+    opened: PlannedRun, learner: Learner, phase: Phase, first: int, before: int
+) -> Generator[AnyEvent, None, int]:
     """One phase: progress, a look at some validation cases now and then, checkpoints; returns its steps so far."""
     context, total = opened.context, opened.plan.steps
-    broken = opened.plan.dimensions == 3 and context.device.type == "cpu"  # torch's bf16 gradients are wrong there
-    bf16 = context.accelerator.mixed_precision == "bf16" and not broken
     clock, means, watch = Clock(total, before + first), Means(), FiniteWatch()
     look = max(1, phase.steps // _LOOKS)
-    for step, loss in fit(student, phase, optimiser, opened.settings.seed, first, bf16, context.stop_asked):
+    for step, loss in learner.fit(phase, first, context.stop_asked):
         done, last = before + step + 1, step + 1 == phase.steps
         losses = {"Dice + CE": loss}
         watch.see(step, losses, [])
@@ -138,10 +143,10 @@ def _run(
             )  # fmt: skip
         if opened.held_out and ((step + 1) % look == 0 or last):
             cases = opened.held_out if last else opened.held_out[:: max(1, len(opened.held_out) // _LOOKED_AT)]
-            yield Validation(step=done, student=_dices(opened, student, cases), text_mask={}, merged={})
+            yield Validation(step=done, student=_dices(opened, learner.student, cases), text_mask={}, merged={})
         if (step + 1) % opened.settings.checkpoint_every == 0 or last:
             watch.check()
-            save_checkpoint(context.run.path / "student", done, parts, optimiser, {})
+            learner.save(done)
         first = step + 1
     return first
 
@@ -235,6 +240,3 @@ def _lengths(plan: Plan) -> list[int]:
     first = round(FIRST_PHASE * plan.steps)
     return [first, plan.steps - first]
 
-
-def _memory(plan: Plan) -> torch.memory_format:
-    return torch.channels_last if plan.dimensions == 2 else torch.contiguous_format

@@ -16,7 +16,7 @@ from amvlm.learning.fingerprinting import fingerprint_of, measured_machine
 from amvlm.learning.patches import PreparedCase
 from amvlm.learning.planned_text import text_steps
 from amvlm.learning.prepared import PreparedStudy
-from amvlm.learning.runtime import fastest, start_accelerator
+from amvlm.learning.runtime import chosen_device, fastest, gpu_precision, start_accelerator
 from amvlm.learning.slices import SliceBank
 from amvlm.learning.study import Study, open_study, snapshot_of_run, with_controls
 from amvlm.models import AmvlmModel
@@ -97,9 +97,9 @@ def fingerprint_of_store(store: LabelStore, settings: TrainSettings) -> Fingerpr
     """The study and this machine in numbers, as a run would measure them now."""
     precision, threads = _compute(settings)
     torch.set_num_threads(threads)
-    device = torch.device("cuda" if settings.device == "auto" and torch.cuda.is_available() else "cpu")
+    device = chosen_device(settings)
     study = open_study(store, wanted=settings.structures)
-    steps = fingerprint_of(study, settings.minutes, measured_machine(device, precision == "bf16"))
+    steps = fingerprint_of(study, settings.minutes, measured_machine(device, precision))
     while True:
         try:
             next(steps)
@@ -112,7 +112,7 @@ def planned(
     study: Study, settings: TrainSettings, device: torch.device, precision: str
 ) -> Generator[AnyEvent, None, Plan]:
     """The study's plan on this machine."""
-    facts = yield from fingerprint_of(study, settings.minutes, measured_machine(device, precision == "bf16"))
+    facts = yield from fingerprint_of(study, settings.minutes, measured_machine(device, precision))
     return plan_for(facts, settings)
 
 
@@ -141,11 +141,11 @@ def _plan_of(
 
 
 def _compute(settings: TrainSettings) -> tuple[str, int]:
-    """Precision and CPU threads: what the settings say, else measured on a CPU, bf16 on a GPU that has it natively."""
+    """Precision and CPU threads: what the settings say, else measured on a CPU, bf16 or fp16 on a GPU."""
     threads = settings.threads or torch.get_num_threads()
-    if settings.device == "auto" and torch.cuda.is_available():
-        able = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-        return able if settings.precision == "auto" else settings.precision, threads
+    device = chosen_device(settings)
+    if device.type != "cpu":
+        return gpu_precision(settings, device), threads
     precisions: list[str] = ["fp32", "bf16"] if settings.precision == "auto" else [settings.precision]
     counts = [threads] if settings.threads or threads == 1 else [threads, 1]
     if len(precisions) * len(counts) == 1:

@@ -45,12 +45,52 @@ def fastest(network: nn.Module, image: torch.Tensor, precisions: list[str], thre
     return chosen
 
 
+def chosen_device(settings: LoopSettings) -> torch.device:
+    """The device that the settings name; ``auto``: a GPU where torch can use one.
+
+    Raises
+    ------
+    UserError
+        If it is not there.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if settings.device == "auto":
+        return torch.device("cuda" if gpus else "mps" if torch.backends.mps.is_available() else "cpu")
+    device = torch.device(settings.device)
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        there = f"torch sees {gpus} of them" if gpus else "torch sees no NVIDIA GPU"
+        raise UserError(f"there is no device {settings.device}: {there}", remedy="Choose another --device.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("there is no device mps: torch sees no Apple GPU", remedy="Choose another --device.")
+    return device
+
+
+def gpu_precision(settings: LoopSettings, device: torch.device) -> str:
+    """Precision on a GPU: the settings', else bf16 where its hardware multiplies it, fp16 on older NVIDIA GPUs."""
+    if settings.precision != "auto":
+        return settings.precision
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def autocast_to(device: torch.device, precision: str) -> torch.autocast:
+    """Mixed precision for a forward pass; none for fp32."""
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
+
+
 def start_accelerator(settings: LoopSettings, precision: str) -> Accelerator:
     """One accelerator per run; a second run in the same process may choose another device or precision."""
     AcceleratorState._reset_state()
+    device = chosen_device(settings)
+    if precision == "fp16" and device.type != "cuda":
+        raise UserError("fp16 needs an NVIDIA GPU", remedy="Choose --precision auto.")
+    if device.index is not None:
+        torch.cuda.set_device(device)
     if settings.device == "cpu" and not PartialState._shared_state.get("_cpu", False):
         PartialState._reset_state()
-    mixed = "bf16" if precision == "bf16" else "no"
+    mixed = "no" if precision == "fp32" else precision
     parallel = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=mixed, kwargs_handlers=[parallel])
     if settings.batch_size % accelerator.num_processes:
@@ -70,7 +110,7 @@ def _seconds_of_a_step(network: nn.Module, image: torch.Tensor, precision: str) 
 
 
 def choose_compute(settings: LoopSettings, network: Student, size: int) -> tuple[str, int]:
-    """Precision and CPU threads: the settings', else bf16 on a GPU that has it, and measured on a CPU.
+    """Precision and CPU threads: the settings', else bf16 or fp16 on a GPU, and measured on a CPU.
 
     In three dimensions a CPU computes in fp32: the weight gradient of torch's bf16 convolution (2.13) reads memory that
     nobody wrote where a block is small, 2 × 8 × 8 for example.
@@ -81,9 +121,9 @@ def choose_compute(settings: LoopSettings, network: Student, size: int) -> tuple
         If bf16 is wanted for a 3-D student on a CPU.
     """
     threads = settings.threads or torch.get_num_threads()
-    if settings.device == "auto" and torch.cuda.is_available():
-        able = "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-        return able if settings.precision == "auto" else settings.precision, threads
+    device = chosen_device(settings)
+    if device.type != "cpu":
+        return gpu_precision(settings, device), threads
     if network.settings.dimensions == 3:
         if settings.precision == "bf16":
             raise UserError(

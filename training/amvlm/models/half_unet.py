@@ -3,11 +3,16 @@
 Pixels are folded into channels (pixel-unshuffle) before the first convolution and unfolded after the last, so nothing
 is thrown away. Batch norm and nearest-neighbour upsampling: on a CPU instance and group norm cost more per step and
 start far more slowly (ACDC, 90 CPU-seconds: 0.753 with batch norm, 0.566 and 0.299 without).
+
+Most of a U-Net's products lie in the first convolution after each concatenation. With ``decoder="sum"`` a 1×1
+convolution narrows the coarse features before they are upsampled, and the fine ones are added to them: a step takes two
+thirds of the time, and the network is better at equal time (ACDC, 120 CPU-seconds, validation: 0.822 against 0.800).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,19 +38,27 @@ class HalfUNet(nn.Module):
         Channels of the logits.
     channels : sequence of int
         Width of each level, the first at half resolution.
+    decoder : {"concat", "sum"}
+        How coarse features meet fine ones: side by side, or narrowed and added.
     extra : int
         Further channels that each level of the decoder reads.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, channels: Sequence[int] = (32, 64, 128, 256), extra: int = 0
+        self,
+        inputs: int,
+        outputs: int,
+        channels: Sequence[int] = (32, 64, 128, 256),
+        decoder: Literal["concat", "sum"] = "concat",
+        extra: int = 0,
     ) -> None:
         super().__init__()
         below = [4 * inputs, *channels[:-1]]
         self.down = nn.ModuleList(_block(a, b) for a, b in zip(below, channels, strict=True))
-        self.up = nn.ModuleList(
-            _block(coarse + fine + extra, fine) for coarse, fine in zip(channels[:0:-1], channels[-2::-1], strict=True)
-        )
+        pairs = list(zip(channels[:0:-1], channels[-2::-1], strict=True))
+        summed = decoder == "sum"
+        self.up = nn.ModuleList(_block((fine if summed else coarse + fine) + extra, fine) for coarse, fine in pairs)
+        self.narrow = nn.ModuleList(nn.Conv2d(coarse, fine, 1) for coarse, fine in pairs) if summed else None
         self.read = nn.Conv2d(channels[0], 4 * outputs, 1)
 
     def levels(self, image: Tensor) -> list[Tensor]:
@@ -57,9 +70,13 @@ class HalfUNet(nn.Module):
             kept.append(x)
         return kept
 
-    def rise(self, depth: int, x: Tensor, others: Sequence[Tensor]) -> Tensor:
-        """Level ``depth`` of the decoder: the level below, upsampled, beside the encoder's features and any extra."""
-        above: Tensor = self.up[depth](torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), *others], 1))
+    def rise(self, depth: int, x: Tensor, fine: Tensor, *extra: Tensor) -> Tensor:
+        """Level ``depth`` of the decoder: the level below, upsampled, with the encoder's features and any extra."""
+        if self.narrow is None:
+            parts = [F.interpolate(x, scale_factor=2.0, mode="nearest"), fine, *extra]
+        else:
+            parts = [F.interpolate(self.narrow[depth](x), scale_factor=2.0, mode="nearest") + fine, *extra]
+        above: Tensor = self.up[depth](torch.cat(parts, 1) if len(parts) > 1 else parts[0])
         return above
 
     def unfolded(self, x: Tensor) -> Tensor:
@@ -70,5 +87,5 @@ class HalfUNet(nn.Module):
         kept = self.levels(image)
         x = kept[-1]
         for depth, fine in enumerate(kept[-2::-1]):
-            x = self.rise(depth, x, [fine])
+            x = self.rise(depth, x, fine)
         return self.unfolded(x)

@@ -24,6 +24,7 @@ from amvlm.planning import Plan, bounding_box
 SURELY_NOT = -10.0
 """Logit of what lies outside the region, or in a smaller part than the largest."""
 _WINDOWS = 8
+"""How many windows go through the network at once, unless a GPU's memory holds fewer."""
 Box = tuple[slice, slice, slice]
 
 
@@ -37,6 +38,7 @@ class PlannedStudent(nn.Module):
         super().__init__()
         self.plan = plan
         self.network = _network(plan)
+        self.windows = _WINDOWS if plan.dimensions == 2 else 1
         steps = plan.strides or ((1, 2, 2),) * len(plan.widths)
         self._multiple = [math.prod(step[axis] for step in steps) for axis in range(3 - plan.dimensions, 3)]
 
@@ -89,7 +91,7 @@ class PlannedStudent(nn.Module):
 
     @torch.no_grad()
     def region(self, planes: Tensor, spacing_mm: tuple[float, float, float]) -> Box:
-        """Where the structures are: the largest part of a coarse answer, grown to the plan's region.
+        """Where the structures are: the largest part of a coarse answer, grown to the plan's region, at least a patch.
 
         Everywhere, if the plan has no region or the coarse answer is empty.
         """
@@ -97,7 +99,10 @@ class PlannedStudent(nn.Module):
         everywhere = (slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2]))
         if self.plan.region_mm is None:
             return everywhere
-        sides = [mm / spacing for mm, spacing in zip(self.plan.region_mm, spacing_mm, strict=True)]
+        sides = [
+            max(mm / spacing, side)
+            for mm, spacing, side in zip(self.plan.region_mm, spacing_mm, self.plan.patch, strict=True)
+        ]
         if all(side >= length for side, length in zip(sides, shape, strict=True)):
             return everywhere
         step = max(1, int(sides[0] / 1.5 / 4)) if self.plan.dimensions == 2 else 1
@@ -134,7 +139,28 @@ class PlannedStudent(nn.Module):
     def _windows(
         self, planes: Tensor, places: Tensor, box: Box, overlap: float, flip: tuple[int, ...] = ()
     ) -> Tensor:
-        """Logits of some slices inside a box, (S, Z, H, W)."""
+        """Logits of some slices inside a box, (S, Z, H, W); fewer at once where a GPU's memory does not hold them.
+
+        Raises
+        ------
+        UserError
+            If it does not even hold one.
+        """
+        while True:
+            try:
+                return self._all_windows(planes, places, box, overlap, flip)
+            except torch.OutOfMemoryError as error:
+                if self.windows == 1:
+                    patch = " × ".join(map(str, self.plan.patch[3 - self.plan.dimensions :]))
+                    raise UserError(
+                        f"the GPU's memory does not hold one window of {patch} voxels", remedy="Choose --device cpu."
+                    ) from error
+                self.windows //= 2
+            torch.cuda.empty_cache()
+
+    def _all_windows(
+        self, planes: Tensor, places: Tensor, box: Box, overlap: float, flip: tuple[int, ...]
+    ) -> Tensor:
         exclusive, device = self.plan.exclusive, next(self.parameters()).device
 
         def predict(image: Tensor) -> Tensor:
@@ -144,19 +170,22 @@ class PlannedStudent(nn.Module):
         rows, columns = box[1], box[2]
         if self.plan.dimensions == 3:
             block = planes[box[0], 0, rows, columns][None, None].float()
-            block = (block.flip(flip) if flip else block).to(device)
-            found: Any = sliding_window_inference(block, self.plan.patch, 1, predict, overlap=overlap, mode="gaussian")
+            block = block.flip(flip) if flip else block  # the answer grows on the CPU: only windows are on the GPU
+            found: Any = sliding_window_inference(
+                block, self.plan.patch, self.windows, predict, overlap=overlap, mode="gaussian", sw_device=device,
+                device=torch.device("cpu"),
+            )  # fmt: skip
             return _cpu(found[0].flip(flip) if flip else found[0])
         window = window_of(self.plan.patch[1:], (rows.stop - rows.start, columns.stop - columns.start))
         answers = []
-        for begin in range(0, len(places), _WINDOWS):
-            image = with_context(planes, places[begin : begin + _WINDOWS], self.plan.context)[..., rows, columns]
+        for begin in range(0, len(places), self.windows):
+            image = with_context(planes, places[begin : begin + self.windows], self.plan.context)[..., rows, columns]
             image = (image.flip(flip) if flip else image).to(device)
             if window == tuple(image.shape[-2:]):
                 answer = predict(image)
             else:
                 answer = sliding_window_inference(
-                    image, window, _WINDOWS, predict, overlap=overlap, mode="gaussian", padding_mode="replicate"
+                    image, window, self.windows, predict, overlap=overlap, mode="gaussian", padding_mode="replicate"
                 )
             answers.append(_cpu(answer.flip(flip) if flip else answer))
         return torch.cat(answers).movedim(1, 0)
@@ -220,7 +249,7 @@ def _cpu(logits: Tensor) -> Tensor:
 
 def _network(plan: Plan) -> nn.Module:
     if plan.network == "half_unet":
-        return HalfUNet(plan.inputs, plan.outputs, plan.widths)
+        return HalfUNet(plan.inputs, plan.outputs, plan.widths, plan.decoder)
     flat = plan.dimensions == 2
     strides = [step[1:] if flat else step for step in ((1, 1, 1), *plan.strides)]
     network: nn.Module = DynUNet(

@@ -131,7 +131,7 @@ class PlannedFilmUNet(nn.Module):
         self.settings, self.plan = settings, plan_of_slices(plan)
         self.embedding_size = embedding_size
         widths = plan.widths if plan.network == "half_unet" else WIDTHS
-        self.unet = HalfUNet(self.plan.inputs, 1, widths, extra=int(settings.similarity))
+        self.unet = HalfUNet(self.plan.inputs, 1, widths, plan.decoder, extra=int(settings.similarity))
         if settings.patch_features:
             self.enter = nn.Sequential(
                 nn.Conv2d(embedding_size, widths[-1], 1, bias=False), nn.BatchNorm2d(widths[-1])
@@ -188,7 +188,7 @@ class PlannedFilmUNet(nn.Module):
             if level:
                 fine = features.levels[depth - level]
                 extra = [] if similarity is None else [features.patches.sampled(similarity, fine.shape[-2:])]  # type: ignore[union-attr]
-                x = self.unet.rise(level - 1, x, [fine, *extra])
+                x = self.unet.rise(level - 1, x, fine, *extra)
             if len(changes) > 1 or level == depth:
                 scale, shift = changes[min(level, len(changes) - 1)]
                 x = x * (1 + scale) + shift

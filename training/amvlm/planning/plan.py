@@ -61,6 +61,9 @@ class Plan(Facts):
     normalisation: Normalisation = Field(default_factory=Normalisation)
     network: Literal["half_unet", "dynunet"] = "half_unet"
     widths: tuple[Width, ...] = Field(WIDTHS, min_length=2, max_length=8)
+    decoder: Literal["concat", "sum"] = Field(
+        "concat", description="half_unet: coarse features beside the fine ones, or narrowed and added to them"
+    )
     strides: tuple[tuple[Step, Step, Step], ...] = Field((), max_length=7, description="dynunet: steps between levels")
     exclusive: bool = True
     structures: tuple[str, ...] = Field(min_length=1, max_length=1000)
@@ -70,6 +73,7 @@ class Plan(Facts):
         description="whether rows, columns are mirrored in training; off, since anatomy has sides (ACDC at 120 CPU-"
         "seconds: 0.758 with it, 0.800 without)",
     )
+    any_angle: float = Field(0.0, ge=0, le=0.6, description="share of the patches turned by any angle in training")
     recipe: Literal["labelled", "two_phase"] = "labelled"
     batch_size: int = Field(8, ge=2)
     steps: int = Field(ge=1, description="over all phases")

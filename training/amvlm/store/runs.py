@@ -37,7 +37,7 @@ class RunConfig(BaseModel):
     base: Slug | Literal[""] = ""
     base_fingerprint: Annotated[str, Field(max_length=64)] = ""
     settings: dict[str, Any]
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "bf16", "fp16"]
     threads: int = Field(0, ge=0, le=4096)
     data_fingerprint: Annotated[str, Field(max_length=128)] = ""
     revisions: tuple[int, ...] = ()
