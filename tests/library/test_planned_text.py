@@ -256,7 +256,7 @@ def _scan() -> Volume:
 
 
 def test_a_session_answers_text_prediction_and_merge_on_the_plans_grid(build_model: Callable[..., AmvlmModel]) -> None:
-    model = _model(build_model(), spacing_mm=(0.0, 2.0, 2.0), region_mm=(16.0, 20.0, 20.0))
+    model = _model(build_model(), spacing_mm=(0.0, 2.0, 2.0), region_mm=(16.0, 20.0, 20.0), patch=(1, 8, 8))
     session = Session(model, _scan())
     results = list(session.segment(NAME, visible=7))
     assert results[0].indices == [7]
