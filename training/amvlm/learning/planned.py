@@ -21,6 +21,7 @@ from amvlm.learning.planned_text import TEXT_SHARE, PlannedText, on_plan_grid, t
 from amvlm.learning.runtime import Clock, FiniteWatch, Means
 from amvlm.learning.study import LabelledCase
 from amvlm.models import AmvlmModel, build_generator
+from amvlm.models.half_unet import HalfUNet
 from amvlm.models.planned import PlannedStudent
 from amvlm.planning import Plan
 from amvlm.store import LabelStore
@@ -75,7 +76,7 @@ def _trained(
     if before:
         yield Validation(step=0, student=before["student"], text_mask=before["text_mask"], merged={})
     student = yield from _student(opened, resume)
-    text = yield from _text(opened, base, resume)
+    text = yield from _text(opened, base, student, resume)
     if student is None:
         yield Note(level="warning", text=f"Stopped before the first step: {name} makes no prediction.")
     else:
@@ -170,11 +171,16 @@ def _dices(opened: PlannedRun, student: PlannedStudent, cases: Sequence[Prepared
     return {name: round(float(dices.mean()), 4) for name, dices in means.items() if len(dices)}
 
 
-def _text(opened: PlannedRun, base: AmvlmModel, resume: bool) -> Generator[AnyEvent, None, PlannedText]:
-    """The text mask, on the plan's grid like the student; the vision-language model reads the judged scans once."""
+def _text(
+    opened: PlannedRun, base: AmvlmModel, student: PlannedStudent | None, resume: bool
+) -> Generator[AnyEvent, None, PlannedText]:
+    """The text mask, on the plan's grid like the student, and from what the student knows of images; the
+    vision-language model reads the judged scans once."""
     context, study, settings = opened.context, opened.context.study, opened.settings
     torch.manual_seed(settings.seed)
     text = PlannedText.fresh(base, opened.plan, settings, study, opened.labelled, context.device)
+    if student is not None and isinstance(student.network, HalfUNet):
+        text.network.start_from(student.network)
     if text.network.reads_patches:
         judged = [case.case_id for case in (*opened.labelled, *opened.held_out)]
         for done in text.patches.prepare(judged):

@@ -183,7 +183,8 @@ def drawn(
     sided = [_one_sided(text.table, place, structures[row], rng, share) for row, place in enumerate(places)]
     places, case_ids = [place for place, _ in sided], [place.case.case_id for place, _ in sided]
     moves = affine_moves(len(places), sampler.crop, plan, rng)
-    mirrored = (moves[:, 1, 1] < 0) & (context.flip_axis is not None)
+    turned_over = moves[:, 0, 0] * moves[:, 1, 1] < moves[:, 0, 1] * moves[:, 1, 0]  # a turn keeps the sides
+    mirrored = turned_over & (context.flip_axis is not None)
     rows = text.table.rows(case_ids, rng, mirrored.tolist(), [side for _, side in sided])
     own = rows[torch.arange(len(places)), torch.tensor(structures)]
     crops = _of_structures(sampler.cut(places), structures, plan.exclusive)

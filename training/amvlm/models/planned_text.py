@@ -157,6 +157,23 @@ class PlannedFilmUNet(nn.Module):
         self.text_mean.copy_(mean)
         self.text_axes.copy_(axes)
 
+    @torch.no_grad()
+    def start_from(self, unet: HalfUNet) -> None:
+        """Take over what a network of the same plan has learned of images.
+
+        The last layer, which names structures there, and everything that reads the text or the vision-language model
+        start as they are; the decoder's further inputs start at zero.
+        """
+        own = self.unet.state_dict()
+        for name, tensor in unet.state_dict().items():
+            if name.startswith("read.") or name not in own or own[name].shape[:1] != tensor.shape[:1]:
+                continue
+            if own[name].shape == tensor.shape:
+                own[name].copy_(tensor)
+            else:
+                own[name].zero_()
+                own[name][:, : tensor.shape[1]].copy_(tensor)
+
     def encode(self, image: Tensor, patches: PatchFeatures | None = None) -> TextFreeFeatures:
         """Everything that needs no text, (B, inputs, H, W); kept, it makes the next prompt cheaper.
 
