@@ -102,9 +102,10 @@ def test_refusals_leave_folders_as_they_were(
     assert [path.name for path in mine.iterdir()] == ["notes.txt"]
 
 
-def test_words_the_model_does_not_know_are_doubted(scans: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    run("predict", scans, "-o", out, "--prompt", "=spleen")
-    for row in table(out):
-        assert row["prompt"] == "'=spleen"
-        assert "The model predicts no such structure" in row["doubts"]
+def test_words_the_model_does_not_know_make_no_folder(
+    scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = ["--prompt", "anterior hippocampus", "--prompt", "=spleen"]
+    said = refused(capsys, "predict", scans, "-o", tmp_path / "out", *prompts)
+    assert "is not known here" in said
+    assert not (tmp_path / "out").exists()

@@ -227,7 +227,14 @@ def segment(
     scan = read_volume(volume, volume_index, series)
     for note in scan.notes:
         console.say(note, "note")
-    session = Session(AmvlmModel.load(find_model(model)), scan, default_device(), accurate)
+    loaded = AmvlmModel.load(find_model(model))
+    reading = loaded.card.read(prompt)
+    if reading.refusal:
+        raise UserError(reading.refusal.rstrip("."), remedy="Type one of these, or train a model on the structure.")
+    if reading.note:
+        console.say(reading.note, "note")
+    prompt = reading.caption
+    session = Session(loaded, scan, default_device(), accurate)
     for warning in session.warnings(prompt):
         console.say(warning, "note")
     if source == "prediction" and session.prediction_of(prompt) is None:

@@ -84,6 +84,9 @@ def predict(
     UserError
         If the folder holds other things, or what another model or other prompts made; or cannot be written.
     """
+    for prompt in order.prompts:
+        if refusal := model.card.read(prompt).refusal:
+            raise UserError(refusal.rstrip("."), remedy="Type one of these, or train a model on the structure.")
     rows = _begin(into, _settings(model, order))
     cases = store.cases()
     for done, case in enumerate(cases):
@@ -103,14 +106,15 @@ def _predicted(
     session = Session(model, scan, default_device())
     probabilities, found = [], []
     for number, prompt in enumerate(order.prompts, 1):
-        probability = session.segment_volume(prompt)[order.kind]
-        notes = [*session.warnings(prompt), session.doubts(prompt)]
-        if order.kind != "text mask" and session.prediction_of(prompt) is None:
-            probability = session.segment_volume(prompt)["text mask"]
+        reading = model.card.read(prompt)
+        probability = session.segment_volume(reading.caption)[order.kind]
+        notes = [reading.note, *session.warnings(reading.caption), session.doubts(reading.caption)]
+        if order.kind != "text mask" and session.prediction_of(reading.caption) is None:
+            probability = session.segment_volume(reading.caption)["text mask"]
             notes.insert(0, "The model predicts no such structure: this is the text mask.")
         file = f"{name}{order.suffix}" if order.combined else f"{name}_{slug(prompt)}{order.suffix}"
         probabilities.append(probability)
-        found.append((number if order.combined else 1, prompt, file, _expected(session, prompt), notes))
+        found.append((number if order.combined else 1, prompt, file, _expected(session, reading.caption), notes))
     masks = _masks(probabilities, order)
     if order.combined:
         labels = np.zeros(masks[0].shape, np.uint16 if len(masks) > 255 else np.uint8)

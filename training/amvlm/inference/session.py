@@ -216,6 +216,11 @@ class Session:
             for batch in _batches(self._tidied, self._at_once()):
                 yield SliceResult(batch, *self._masks(batch, text, structure), self.slices, self.slices)
 
+    def nothing(self) -> SliceResult:
+        """Empty masks of all slices: the answer to a prompt that was not understood."""
+        empty = np.zeros(self._slices.stack.shape[:3], np.uint8)
+        return SliceResult(list(range(self.slices)), empty, empty, empty, self.slices, self.slices)
+
     def segment_volume(self, prompt: str) -> dict[str, NDArray[np.uint8]]:
         """All slices at once: "text mask", "prediction" and "merged" as uint8 probabilities on the canonical grid."""
         found = {name: np.zeros(self.shape, np.uint8) for name in ("text mask", "prediction", "merged")}

@@ -18,7 +18,7 @@ from amvlm.learning.checkpoint import notes_damaged
 from amvlm.learning.context import Context
 from amvlm.learning.ema import make_teacher
 from amvlm.learning.study import LabelledCase, Study, priors
-from amvlm.learning.texts import TextTable
+from amvlm.learning.texts import TextTable, shared_words
 from amvlm.losses import merged_logits
 from amvlm.models import (
     AmvlmModel,
@@ -72,6 +72,7 @@ def trained_card(
     labelled: int,
 ) -> ModelCard:
     """The card of a model that was trained on a study."""
+    words, captions = shared_words(study.captions)
     return ModelCard(
         name=name,
         kind="trained",
@@ -87,6 +88,8 @@ def trained_card(
             for s, own in zip(study.structures, learned, strict=True)
         ),
         free_captions=bool(study.captions),
+        words=words,
+        captions=captions,
         store_id=study.store.store_id,
         data_fingerprint=study.fingerprint,
         revisions=tuple(revision.revision_id for revision in study.snapshot.revisions),

@@ -6,7 +6,6 @@ import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from amvlm.models.description import (
     safe_tokenizer,
     sentences_from_tokenizers,
 )
+from amvlm.text import medical_words
 from amvlm.weights import REGISTRY, find
 
 _TINY = {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 256, "initializer_range": 128**-0.5}
@@ -195,9 +195,8 @@ def _register_attention() -> None:
 
 def medical_tokenizer() -> Tokenizer:
     """WordPiece over our list of radiology words, falling back to letters, so no Latin word is unknown."""
-    words = resources.files("amvlm.text").joinpath("vocabulary.txt").read_text("utf-8").split()
     letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
-    entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{c}" for c in letters), *words]
+    entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{c}" for c in letters), *medical_words()]
     vocabulary = {word: index for index, word in enumerate(dict.fromkeys(entries))}
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=64))
     tokenizer.normalizer = BertNormalizer(lowercase=True)
