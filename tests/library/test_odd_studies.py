@@ -183,7 +183,7 @@ def test_a_gpu_that_fails_in_any_other_stage_is_a_sentence(
         main(["train", str(store.folder), *RUN])
     assert ended.value.code == 2
     said = capsys.readouterr().err
-    assert "the GPU's memory does not hold the job" in said
+    assert "the GPU's memory does not hold this training" in said
     assert "--device cpu" in said
 
 

@@ -35,7 +35,7 @@ from amvlm.models.text_volume import VolumeTextMask
 from amvlm.planning import Plan
 from amvlm.text import Side
 
-TEXT_SHARE = 0.12
+TEXT_SHARE = 0.22
 """Of the minutes."""
 _STAGE = 40
 _FEWEST, _MOST = 20, 20_000
