@@ -146,9 +146,11 @@ def demo(*arguments: str) -> int:
 
 
 def test(*arguments: str) -> int:
+    """All tests in a process per core, each on a screen of its own; with arguments, pytest as they say."""
     install_system_packages()
     install("all,test")
-    return run("pytest", *arguments)
+    side_by_side = ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "worksteal"]
+    return run("pytest", *(arguments or side_by_side), windowed=False)
 
 
 def lint() -> int:

@@ -42,7 +42,7 @@ MODES: dict[str, dict[str, Any]] = {
     "image": {"mode": "image_only"},
     "text": {"mode": "text_guided"},
     "plan": {"mode": "labelled_only"},
-    "phases": {"mode": "image_only"},
+    "phases": {},
 }
 
 
@@ -79,16 +79,18 @@ def run(given: argparse.Namespace, arm: str, seed: int) -> None:
         ModelCard(name="untrained", kind="pretrained"),
     )
     student = StudentSettings(dimensions=3, channels=(16, 32, 64, 128)) if kind.endswith("3d") else StudentSettings()
+    by_minutes = kind in ("plan", "phases")
     settings = TrainSettings(
-        steps=given.steps, batch_size=32 if kind.endswith("3d") else 8, seed=seed,
+        steps=0 if by_minutes else given.steps, minutes=given.minutes if by_minutes else 0.0,
+        batch_size=32 if kind.endswith("3d") else 8, seed=seed,
         precision="fp32" if kind.endswith("3d") else given.precision,
         threads=given.threads, student=student, checkpoint_every=10**6,
-        minutes=given.minutes if kind in ("plan", "phases") else 0.0, **MODES[kind.removesuffix("3d")],
+        **MODES[kind.removesuffix("3d")],
     )  # fmt: skip
     if given.seconds_per_megapixel:  # on a machine that others use: what was measured when it was idle
         machine = Machine(seconds_per_megapixel=given.seconds_per_megapixel)
         planned_opening.measured_machine = lambda *_: machine
-        planned_opening.text_steps = lambda *_: 300
+        planned_opening.text_steps = lambda *_: given.text_steps
     name, began, began_cpu = f"{kind}-{seed}", time.time(), time.process_time()
     folder = RunFolder.new(store.folder)
     with folder:
@@ -142,6 +144,7 @@ def main() -> None:
     first.add_argument("--threads", type=int, default=0)
     first.add_argument("--minutes", type=float, default=7, help="for the arms plan (labelled only) and phases")
     first.add_argument("--seconds-per-megapixel", type=float, default=0)
+    first.add_argument("--text-steps", type=int, default=365, help="of the text mask, beside --seconds-per-megapixel")
     first.add_argument("--precision", default="bf16", choices=("auto", "bf16", "fp32"))
     second = commands.add_parser("table")
     second.add_argument("work", type=Path)

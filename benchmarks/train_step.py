@@ -37,6 +37,9 @@ from amvlm.models import AmvlmModel
 from amvlm.store import LabelStore
 from amvlm.store.runs import RunFolder
 
+STEPS = 1500
+"""Of the run that the measured steps would belong to."""
+
 
 class Side:
     """One of the two loops, with its own networks."""
@@ -151,7 +154,9 @@ def opening(store: LabelStore, settings: TrainSettings, base: AmvlmModel):  # ty
 
 def agree(given: argparse.Namespace, store: LabelStore, base: AmvlmModel, steps: int = 5) -> float:
     """Largest relative difference of the loss in fp32 over some steps."""
-    settings = TrainSettings(batch_size=given.batch_size, precision="fp32", device=given.device, threads=given.threads)
+    settings = TrainSettings(
+        steps=STEPS, batch_size=given.batch_size, precision="fp32", device=given.device, threads=given.threads
+    )
     settings = settings.model_copy(update={"side_prompts": 0.0})
     context, labelled, _ = opened(store, settings, base)
     sides = [Ours(context, labelled, settings, copy.deepcopy(base)), Plain(context, labelled, settings, base)]
@@ -189,7 +194,10 @@ def main() -> None:
     parser.add_argument("--memory", choices=["ours", "plain"], help="only run one loop and print its peak memory")
     given = parser.parse_args()
     store, base = LabelStore(given.study), AmvlmModel.load(given.model)
-    common = {"batch_size": given.batch_size, "device": given.device, "threads": given.threads, "side_prompts": 0.0}
+    common = {
+        "steps": STEPS, "batch_size": given.batch_size, "device": given.device, "threads": given.threads,
+        "side_prompts": 0.0,
+    }  # fmt: skip
     if given.memory:
         own = {"precision": "fp32"} if given.memory == "plain" else {}
         context, labelled, _ = opened(store, TrainSettings(**common, **own), base)

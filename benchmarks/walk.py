@@ -1,6 +1,6 @@
 """The whole loop as a person goes through it: real clicks and keys, a picture after each step, actions counted.
 
-    xvfb-run -a -s "-screen 0 1680x1050x24" python benchmarks/walk.py PICTURES [--scans FOLDER] [--steps 400]
+    xvfb-run -a -s "-screen 0 1680x1050x24" python benchmarks/walk.py PICTURES [--scans FOLDER]
 
 An action is a click, a key, a drag, or a text typed. Walks the sample study through the loop; with --scans, looks at
 `ct_torso_3mm.nii.gz`, `ct_dicom_jpeg2000`, `mr_dicom_oblique` and `brain1_image.nrrd` of that folder.
@@ -115,7 +115,7 @@ class Walk:
         self.counts[what] = self.actions - before
 
 
-def sample(walk: Walk, study: Path, steps: int) -> None:
+def sample(walk: Walk, study: Path) -> None:
     """The sample study, from an empty window to a better model."""
     from amvlm.sample import copy_sample_study
 
@@ -167,7 +167,7 @@ def sample(walk: Walk, study: Path, steps: int) -> None:
     walk.idle()
     walk.shoot("unknown-words")
     review(walk)
-    train(walk, steps)
+    train(walk)
     walk.viewer.dims.ndisplay = 3
     walk.shoot("three-dimensions")
     walk.viewer.dims.ndisplay = 2
@@ -246,7 +246,7 @@ def review(walk: Walk) -> None:
     walk.shoot("brought-back")
 
 
-def train(walk: Walk, steps: int) -> None:
+def train(walk: Walk) -> None:
     """Train on what was accepted, use the new model, and know the way back."""
     from amvlm.demo import cases_to_correct
 
@@ -259,12 +259,13 @@ def train(walk: Walk, steps: int) -> None:
     walk.controller.refresh_lists()
     walk.idle()
     walk.go_to("train")
+    training, bar = walk.controller.training, walk.train.progress
+    walk.train._minutes.setCurrentIndex(0)
+    wait_until(lambda: bool(training.preview.of(walk.train.minutes).reasons), "planning")
     walk.shoot("before-training")
     start = walk.actions
-    walk.controller.training._form["steps"].value = steps
     walk.click(walk.train, "Start")
-    training = walk.controller.training
-    wait_until(lambda: training.current is None or walk.train.progress.value() > 0.6 * steps, "training")
+    wait_until(lambda: training.current is None or 0 < 0.6 * bar.maximum() < bar.value(), "training")
     walk.shoot("training")
     wait_until(lambda: training.current is None, "training")
     walk.idle()
@@ -300,12 +301,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", type=Path)
     parser.add_argument("--scans", type=Path)
-    parser.add_argument("--steps", type=int, default=400)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="amvlm-walk-") as temporary:
         os.environ["XDG_DATA_HOME"] = temporary
         walk = Walk(given.pictures)
-        sample(walk, Path(temporary) / "study", given.steps)
+        sample(walk, Path(temporary) / "study")
         if given.scans:
             scans(walk, given.scans)
         for what, count in walk.counts.items():

@@ -24,12 +24,12 @@ import napari
 import numpy as np
 from qtpy.QtWidgets import QApplication
 
+from amvlm.config import DEMO_MINUTES
 from amvlm.imaging import canonical_mask, to_display
 from napari_amvlm.controller import Controller
 from napari_amvlm.layers import LABEL, PREDICTION
 
 PROMPT = "anterior hippocampus"
-STEPS = 1500
 TIMEOUT_S = 600.0
 
 
@@ -118,16 +118,13 @@ class Demo:
         controller.judging.accept()
         wait_until(lambda: not controller.worker.busy, "accepting")
 
-    def train_and_use(self, seed: int, steps: int, name: str) -> None:
+    def train_and_use(self, seed: int, minutes: float, name: str) -> None:
         """Start the detached training, follow it, choose the new model."""
         training = self.controller.training
-        every = str(max(1, steps // 4))
-        training.start_with(
-            {"steps": steps, "seed": seed}, ["--name", name, "--validate-every", every, "--checkpoint-every", every]
-        )
+        training.start_with({"minutes": minutes, "seed": seed}, ["--name", name])
         self.train_dock.raise_()
-        half = lambda: self.train.progress.maximum() > 0 and self.train.progress.value() > 0.6 * steps  # noqa: E731
-        wait_until(lambda: training.current is None or half(), "training")
+        bar = self.train.progress
+        wait_until(lambda: training.current is None or 0 < 0.6 * bar.maximum() < bar.value(), "training")
         self.shoot("training")
         wait_until(lambda: training.current is None and not self.controller.worker.busy, "training")
         if training.new_model != name:
@@ -138,7 +135,7 @@ class Demo:
         wait_until(lambda: not self.controller.worker.busy, "choosing the model")
 
 
-def unattended(demo: Demo, seed: int, steps: int, output: Path | None) -> None:
+def unattended(demo: Demo, seed: int, minutes: float, output: Path | None) -> None:
     """The whole loop, with screenshots and the table."""
     from amvlm.demo import MODEL_NAME, cases_to_correct, comparison, print_comparison
     from amvlm.inference import bundled_model_folder, evaluate
@@ -159,8 +156,8 @@ def unattended(demo: Demo, seed: int, steps: int, output: Path | None) -> None:
     for number, structure in enumerate(structure.name for structure in store.structures()):
         for case_id in cases:
             demo.correct_and_accept(case_id, structure, picture=number == 0 and case_id == cases[0])
-    print(f"Training {steps} steps as a detached process …", flush=True)
-    demo.train_and_use(seed, steps, MODEL_NAME)
+    print(f"Training {minutes:g} minutes as a detached process …", flush=True)
+    demo.train_and_use(seed, minutes, MODEL_NAME)
     test_case = store.cases("test")[0].case_id
     demo.controller.open_case(test_case)
     wait_until(lambda: not demo.controller.worker.busy and demo.controller.open_case_id == test_case, "opening a case")
@@ -173,14 +170,14 @@ def unattended(demo: Demo, seed: int, steps: int, output: Path | None) -> None:
     print("Screenshots:", *(f"  {path}" for path in demo.paths), sep="\n")
     print(f"The loop took {time.monotonic() - began:.0f} s.")
     if output is not None:
-        output.write_text(json.dumps({"seed": seed, "steps": steps, "rows": rows}, indent=1), "utf-8")
+        output.write_text(json.dumps({"seed": seed, "minutes": minutes, "rows": rows}, indent=1), "utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="napari_amvlm.demo", description=__doc__)
     parser.add_argument("--unattended", action="store_true", help="drive the window through the whole loop")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--minutes", type=float, default=DEMO_MINUTES, help="of training")
     parser.add_argument("--screenshots", type=Path, default=Path("demo-output"))
     parser.add_argument("--json", type=Path, help="also write the table as JSON")
     arguments = parser.parse_args()
@@ -188,7 +185,7 @@ def main() -> None:
         os.environ["XDG_DATA_HOME"] = temporary  # the demo leaves nothing in the user's own folders
         demo = Demo(Path(temporary) / "study", arguments.screenshots)
         if arguments.unattended:
-            unattended(demo, arguments.seed, arguments.steps, arguments.json)
+            unattended(demo, arguments.seed, arguments.minutes, arguments.json)
             demo.controller.close()
             demo.viewer.close()
         else:

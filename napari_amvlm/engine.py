@@ -74,9 +74,10 @@ class Measures:
 
 @dataclass(frozen=True)
 class Guard:
-    """What speaks against a prompt's masks; "" where nothing does."""
+    """What speaks against a prompt's masks, "" where nothing does; and whether one may become a label."""
 
     sentence: str
+    trusted: bool = True
 
 
 class Engine:
@@ -165,11 +166,27 @@ class Engine:
         return label, bool(draft)
 
     def segment(self, model: Path, volume: Volume, prompt: str, visible: tuple[int, ...]) -> Iterator[Any]:
-        """Yield the session's warnings, then its results, the visible slice (one index per canonical axis) first."""
+        """Yield what to know before, then results, the visible slice (one index per canonical axis) first.
+
+        A prompt that the model does not understand gives empty masks and a sentence, not a guess.
+        """
+        from amvlm.inference.sides import SideCheck
+
         session = self._open_session(model, volume)
-        yield session.warnings(prompt), session.axis, session.prediction_of(prompt) is not None, self._model.fingerprint
-        yield from session.segment(prompt, visible[session.axis])
-        yield Guard(session.doubts(prompt))
+        fingerprint, reading = self._model.fingerprint, self._model.card.read(prompt)
+        if reading.refusal:
+            yield [reading.refusal], session.axis, False, fingerprint
+            yield session.nothing()
+            yield Guard("", trusted=False)
+            return
+        words, predicts = reading.caption, session.prediction_of(reading.caption) is not None
+        yield [*filter(None, [reading.note]), *session.warnings(words)], session.axis, predicts, fingerprint
+        sides = SideCheck(reading.side if self._model.card.free_captions else None, session.axis, session.slices)
+        for result in session.segment(words, visible[session.axis]):
+            sides.see(result)
+            yield result
+        wrong_side = sides.sentence()
+        yield Guard(wrong_side or session.doubts(words), trusted=not wrong_side)
 
     def _open_session(self, model: Path, volume: Volume) -> Session:
         from amvlm.inference import Session

@@ -101,19 +101,23 @@ class Prompting:
             return
         visible = tuple(self.visible_slice(axis) for axis in range(3))
         kept = np.zeros(opened.ras.shape[:3], np.uint8, order="F")
+        guards: list[Guard] = []
 
         def work() -> Iterator[Any]:
             axis = 2
             for result in controller.engine.segment(model.folder, opened.volume, prompt, visible):
                 if isinstance(result, tuple):
                     axis = result[1]
-                elif not isinstance(result, Guard):
+                elif isinstance(result, Guard):
+                    guards.append(result)
+                else:
                     np.moveaxis(kept, axis, 0)[list(result.indices)] = result.merged >= level(layers.threshold)
                 yield result
 
         def ended(whole: bool) -> None:
             if (
                 whole
+                and all(guard.trusted for guard in guards)
                 and controller.layers is layers
                 and layers.present()
                 and controller.label.keep_draft_of(name, kept)
@@ -137,7 +141,7 @@ class Prompting:
                 controller.notice(" ".join(head["warnings"]), bool(head["warnings"]))
                 return
             if isinstance(result, Guard):
-                head["guard"] = result.sentence
+                head["guard"], head["trusted"] = result.sentence, result.trusted
                 return
             layers.refresh()
             if controller.panel is not None:
@@ -151,7 +155,7 @@ class Prompting:
             if controller.panel is not None:
                 controller.panel.show_idle()
             if whole and layers.present() and head:
-                follow = self._belongs(prompt)
+                follow = self._belongs(prompt) and bool(head.get("trusted", True))
                 controller.label.prompted(prompt, str(head["fingerprint"]), bool(head["predicts"]), follow)
                 self._show_where_found(prompt, head["axis"], [*head["warnings"], *filter(None, [head.get("guard")])])
             controller.label.measure_soon()

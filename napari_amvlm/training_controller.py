@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import QObject
+from qtpy.QtCore import QObject, QTimer
 
 from amvlm.config import TrainSettings
 from amvlm.errors import UserError
@@ -13,6 +12,15 @@ from amvlm.events import Failed, Finished, Note, Progress, Started, Validation
 from amvlm.store import LabelStore
 from napari_amvlm.forms import form_values, settings_form
 from napari_amvlm.jobs import Job
+from napari_amvlm.plan_preview import PlanPreview, Preview
+from napari_amvlm.training_account import (
+    clock_time,
+    comparison,
+    count_labels,
+    kind_name,
+    time_left,
+    unchanged_validation_labels,
+)
 from napari_amvlm.training_run import TrainingRun
 from napari_amvlm.wording import printable, sentence
 
@@ -21,6 +29,10 @@ if TYPE_CHECKING:
     from napari_amvlm.panels.train import TrainPanel
 
 FIELDS = ("steps", "mode", "device", "seed")
+_BY_STEPS = "By steps: slices are scaled to the square of the model's image encoder, as in the paper."
+WAITED = "waiting for data"
+_CALM_MS = 800
+"""After the last change of a label, before the study is measured again."""
 
 
 class TrainingController(QObject):
@@ -36,6 +48,14 @@ class TrainingController(QObject):
         self._after: Validation | None = None
         self.new_model = self.old_model = ""
         self._failed = False
+        self._minutes = 0.0
+        self._can_start = False
+        self.preview = PlanPreview(self)
+        self.preview.changed.connect(controller.slot(self._show_plan))
+        self._calm = QTimer(self)
+        self._calm.setSingleShot(True)
+        self._calm.setInterval(_CALM_MS)
+        self._calm.timeout.connect(controller.slot(self._measure, once=True))
 
     @property
     def _store(self) -> LabelStore | None:
@@ -51,9 +71,12 @@ class TrainingController(QObject):
             (panel.resume_requested, self.resume),
             (panel.use_model_requested, self.use_new_model),
             (panel.old_model_requested, self.use_old_model),
+            (panel.minutes_changed, self._show_plan),
+            (panel.shown, self._calm.start),
         )
         for signal, method in wires:
             signal.connect(self._controller.slot(method))
+        self._form["steps"].changed.connect(self._controller.slot(lambda _: self._show_plan()))
         self.study_changed()
 
     def study_changed(self) -> None:
@@ -61,6 +84,7 @@ class TrainingController(QObject):
         if self.current is not None:
             self.current.forget()
             self.current = None
+        self.preview.forget()
         if self._store is None:
             if self.panel is not None:
                 self.panel.show_no_study()
@@ -79,22 +103,52 @@ class TrainingController(QObject):
             return
         counts, rows = count_labels(self._store)
         self.panel.show_counts(*counts, rows)
-        running = self.current is not None
-        self.panel.show_running(
-            running, can_start=counts[0] > 0, can_resume=not running and bool(TrainingRun.resumable(self._store))
-        )
-        if counts[0] == 0:
+        self._can_start = counts[0] > 0
+        self._show_plan()
+        if not self._can_start:
+            self.preview.forget()
             self.panel.show_notice("Accept at least one label in a training case, then train.", True)
         else:
+            self._calm.start()
             self._controller.worker.submit(Job(_device_advice, on_result=self._show_advice))
+
+    def _measure(self) -> None:
+        """Ask for the plan, where somebody looks at the panel and no run takes the machine's time."""
+        looked_at = self.panel is not None and self.panel.isVisible()
+        if looked_at and self._can_start and self.current is None and self._store is not None:
+            state = (str(self._store.folder), tuple(r.revision_id for r in self._store.snapshot().revisions),
+                     len(self._store.cases()))  # fmt: skip
+            self.preview.measure(self._store.folder, state)
+
+    @property
+    def _steps(self) -> int:
+        """Of a training by steps; 0: by minutes."""
+        return int(self._form["steps"].value) if self._form is not None else 0
+
+    def _show_plan(self) -> None:
+        """The plan for the minutes chosen, and whether Start is offered."""
+        if self.panel is None or self._store is None:
+            return
+        running = self.current is not None
+        preview = Preview(_BY_STEPS) if self._steps else self.preview.of(self.panel.minutes)
+        if not self._can_start or running:
+            preview = Preview(preview.line if self._can_start and not preview.refused else "", preview.reasons)
+        self.panel.show_plan(preview.line, list(preview.reasons), preview.refused)
+        self.panel.show_running(
+            running, can_start=self._can_start and not preview.refused,
+            can_resume=not running and bool(TrainingRun.resumable(self._store)),
+        )  # fmt: skip
 
     def _show_advice(self, text: str) -> None:
         if self.panel is not None:
             self.panel.show_notice(text, bool(text))
 
     def start(self) -> None:
-        """Start a detached run with the form's settings."""
-        self.start_with(form_values(self._form) if self._form is not None else {}, [])
+        """Start a detached run with the form's settings, by minutes unless it holds steps."""
+        values = form_values(self._form) if self._form is not None else {}
+        if not values.get("steps") and self.panel is not None:
+            values["minutes"] = self.panel.minutes
+        self.start_with({name: value for name, value in values.items() if name != "steps" or value}, [])
 
     def start_with(self, values: dict[str, Any], extra: list[str]) -> None:
         """Start a detached run with some settings and further flags."""
@@ -123,6 +177,10 @@ class TrainingController(QObject):
 
     def _follow(self, run: TrainingRun) -> None:
         self.current = run
+        self._calm.stop()
+        if self.preview.measuring:
+            self.preview.forget()
+        self._minutes = 0.0
         self._before = self._after = None
         self._failed = False
         if self.panel is not None:
@@ -136,15 +194,10 @@ class TrainingController(QObject):
         panel = self.panel
         match event:
             case Started() if panel is not None:
+                self._minutes = event.minutes
                 panel.show_stage(f"Training on {event.device} …", 0, event.steps)
             case Progress() if panel is not None:
-                left = "" if event.seconds_left is None else f", {_minutes(event.seconds_left)} left"
-                stage = f"{printable(event.stage).capitalize()}: {event.step} of {event.steps}{left}"
-                panel.show_stage(stage, event.step, event.steps)
-                if event.stage == "training":
-                    for name, value in event.losses.items():
-                        if name.startswith("L_"):  # not what else a run reports, such as its wait for data
-                            panel.losses.add(name, event.step, value)
+                self._show_progress(panel, event)
             case Validation():
                 self._show_validation(event)
             case Note(level="warning") if panel is not None:
@@ -159,6 +212,20 @@ class TrainingController(QObject):
             case _:
                 pass
 
+    def _show_progress(self, panel: TrainPanel, event: Progress) -> None:
+        stage = f"{printable(event.stage).capitalize()}: {event.step:,} of {event.steps:,}"
+        if event.seconds_left is None:
+            panel.show_stage(stage, event.step, event.steps)
+        elif self._minutes:  # one countdown over all stages, and one bar
+            done = 1 - min(1.0, max(0.0, event.seconds_left) / (60 * self._minutes))
+            panel.show_stage(f"{time_left(event.seconds_left)}. {stage}.", round(1000 * done), 1000)
+        else:
+            panel.show_stage(f"{stage}, {clock_time(event.seconds_left)} left", event.step, event.steps)
+        if event.stage.startswith("training"):
+            for name, value in event.losses.items():
+                if name != WAITED:
+                    panel.losses.add(name, event.step, value)
+
     def _show_validation(self, event: Validation) -> None:
         if event.step == 0:
             self._before = event
@@ -168,7 +235,7 @@ class TrainingController(QObject):
             for kind in ("student", "text_mask", "merged"):
                 scores = list(getattr(event, kind).values())
                 if scores:
-                    self.panel.dice.add(kind.replace("_", " "), event.step, sum(scores) / len(scores))
+                    self.panel.dice.add(kind_name(kind), event.step, sum(scores) / len(scores))
 
     def _ended(self) -> None:
         self.current = None
@@ -201,45 +268,10 @@ class TrainingController(QObject):
 
     def close(self) -> None:
         """The window closes: stop following; the run goes on."""
+        self._calm.stop()
+        self.preview.forget()
         if self.current is not None:
             self.current.forget()
-
-
-def unchanged_validation_labels(store: LabelStore) -> int:
-    """How many validation labels a model drew and nobody corrected."""
-    validation = {case.case_id for case in store.cases("val")}
-    return sum(
-        r.case_id in validation and r.kind == "accepted" and bool(r.model_fingerprint) and r.edited_voxels == 0
-        for r in store.snapshot().revisions
-    )
-
-
-def count_labels(store: LabelStore) -> tuple[tuple[int, int, int], list[str]]:
-    """(labelled, validation, unlabelled training cases), and a line per structure."""
-    splits = {case.case_id: case.split for case in store.cases()}
-    by_case = store.snapshot().by_case()
-    labelled = [case_id for case_id in by_case if splits.get(case_id) == "train"]
-    validation = [case_id for case_id in by_case if splits.get(case_id) == "val"]
-    unlabelled = sum(split == "train" for split in splits.values()) - len(labelled)
-    rows = []
-    for structure in store.structures():
-        kinds = [found[structure.name].kind for found in by_case.values() if structure.name in found]
-        absent = f", {kinds.count('absent')} absent" if "absent" in kinds else ""
-        rows.append(f"{printable(structure.name)}: {kinds.count('accepted')} accepted{absent}")
-    return (len(labelled), len(validation), unlabelled), rows
-
-
-def comparison(before: Validation | None, after: Validation | None) -> list[tuple[str, str, str]]:
-    """Rows (mask and structure, Dice before, Dice after); a dash where nothing was measured."""
-    if after is None:
-        return []
-    rows = []
-    for kind in ("text_mask", "student", "merged"):
-        for structure, dice in getattr(after, kind).items():
-            old = getattr(before, kind).get(structure) if before is not None else None
-            name = {"student": "prediction"}.get(kind, kind.replace("_", " "))
-            rows.append((f"{name}, {structure}", "–" if old is None else f"{old:.3f}", f"{dice:.3f}"))
-    return rows
 
 
 def _device_advice() -> Any:
@@ -254,8 +286,3 @@ def _device_advice() -> Any:
         if cpu_only
         else ""
     )
-
-
-def _minutes(seconds: float) -> str:
-    seconds = min(max(seconds, 0), 99 * 3600) if math.isfinite(seconds) else 0
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"

@@ -17,6 +17,8 @@ from amvlm.store import LabelStore
 from amvlm.store.runs import RunFolder
 
 POLL_MS = 400
+_PARTS = ("", "student/", "text/")
+"""Where a run keeps its checkpoints: one by steps in its folder, one by minutes in a folder for each network."""
 
 
 class TrainingRun(QObject):
@@ -83,7 +85,8 @@ class TrainingRun(QObject):
     def resumable(store: LabelStore) -> str:
         """The newest run that has a checkpoint and no end, or ""."""
         for run in RunFolder.all(store.folder):
-            if any(run.path.glob("checkpoint-*/state.json")) and run.running_pid() is None:
+            kept = any(any(run.path.glob(f"{part}checkpoint-*/state.json")) for part in _PARTS)
+            if kept and run.running_pid() is None:
                 ends = EventReader(run.path / "events.jsonl").last_events()
                 if not any(isinstance(event, Finished) for event in ends):
                     return run.name

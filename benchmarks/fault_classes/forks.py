@@ -54,9 +54,10 @@ def warm_up() -> None:
     import amvlm.inference
     import amvlm.learning
     import amvlm.models
+    import amvlm.start
 
     torch.set_num_threads(1)
-    assert all((nibabel, openpyxl, pydicom, SimpleITK, amvlm.cli))
+    assert all((nibabel, openpyxl, pydicom, SimpleITK, amvlm.start))
 
 
 def in_fork(
@@ -114,12 +115,12 @@ def _status(field: str) -> int:
 
 def _as_entry_point(arguments: Sequence[str], instead: Callable[[], object] | None) -> int:
     """What the console script does, with what Python itself would print and return."""
-    import amvlm.cli
+    import amvlm.start
 
     sys.argv = ["amvlm", *arguments]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        (instead or amvlm.cli.main)()
+        (instead or amvlm.start.main)()
     except SystemExit as end:
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)

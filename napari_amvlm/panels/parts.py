@@ -83,6 +83,37 @@ def button(text: str, tip: str, action: Callable[[], Any]) -> QPushButton:
     return made
 
 
+class Fold(QWidget):
+    """A title that opens and closes what lies under it; closed at first."""
+
+    def __init__(self, title: str, tip: str, content: QWidget) -> None:
+        super().__init__()
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        self.title = QToolButton()
+        self.title.setText(title)
+        self.title.setToolTip(tip)
+        self.title.setCheckable(True)
+        self.title.setStyleSheet("QToolButton { border: none; padding: 2px; }")
+        self.title.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
+        self.title.toggled.connect(self._toggle)
+        column.addWidget(self.title)
+        column.addWidget(content)
+        self._content = content
+        self._toggle(False)
+
+    def replace(self, content: QWidget) -> None:
+        """Put something else under the title."""
+        self.layout().replaceWidget(self._content, content)
+        self._content.deleteLater()
+        self._content = content
+        self._toggle(self.title.isChecked())
+
+    def _toggle(self, open_: bool) -> None:
+        self.title.setArrowType(Qt.ArrowType.DownArrow if open_ else Qt.ArrowType.RightArrow)
+        self._content.setVisible(open_)
+
+
 class ProgressRow(QWidget):
     """A bar while something runs, and a button that ends it; hidden while nothing does."""
 

@@ -7,9 +7,10 @@ import math
 
 import pyqtgraph
 from qtpy.QtCore import Signal
-from qtpy.QtGui import QFont
+from qtpy.QtGui import QFont, QShowEvent
 from qtpy.QtWidgets import (
     QComboBox,
+    QFormLayout,
     QHBoxLayout,
     QHeaderView,
     QProgressBar,
@@ -17,11 +18,17 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_amvlm.panels.parts import Panel, button, cell, make_plain, wrapped
+from napari_amvlm.panels.parts import Fold, Panel, button, cell, make_plain, small, wrapped
 from napari_amvlm.wording import printable
 
 COLOURS = ("#2fb5d2", "#f2a93b", "#e0457b", "#7bc96f", "#b48ead", "#d0d0d0")
 MOST_CURVES = 12
+MINUTES = (
+    (5.0, "5 minutes"), (10.0, "10 minutes"), (30.0, "30 minutes"), (60.0, "1 hour"), (480.0, "overnight (8 hours)"),
+)  # fmt: skip
+USUAL_MINUTES = 10.0
+ENOUGH = 5
+"""Labelled validation cases from which a training knows how good it is."""
 _MOST_STEPS = 2**31 - 1
 
 
@@ -82,6 +89,8 @@ class TrainPanel(Panel):
     resume_requested = Signal()
     use_model_requested = Signal()
     old_model_requested = Signal()
+    minutes_changed = Signal()
+    shown = Signal()
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,8 +98,22 @@ class TrainPanel(Panel):
         self._notice = wrapped()
         self.column.addWidget(self._counts)
         self.column.addWidget(self._notice)
+        self._minutes = QComboBox()
+        self._minutes.setToolTip("How long the training may take; more minutes make a better model")
+        for value, text in MINUTES:
+            self._minutes.addItem(text, value)
+        self._minutes.setCurrentIndex([value for value, _ in MINUTES].index(USUAL_MINUTES))
+        self._minutes.currentIndexChanged.connect(lambda _: self.minutes_changed.emit())
+        row = QFormLayout()
+        row.addRow("Minutes", self._minutes)
+        self.column.addLayout(row)
+        self._plan = wrapped()
+        self._reasons = small("")
+        self._details = Fold("Details", "Every choice of the plan, and why", self._reasons)
         self._form = QWidget()
-        self.column.addWidget(self._form)
+        self._advanced = Fold("Advanced", "Settings for those who compare trainings", self._form)
+        for part in (self._plan, self._details, self._advanced):
+            self.column.addWidget(part)
         row = QHBoxLayout()
         self.start = button("Start", "Train on the accepted labels, in a process of its own", self.start_requested.emit)
         self.stop = button("Stop", "Save a usable model and end", self.stop_requested.emit)
@@ -125,8 +148,7 @@ class TrainPanel(Panel):
 
     def set_form(self, form: QWidget) -> None:
         """Put the settings form, built from config.py, in its place."""
-        self.column.replaceWidget(self._form, form)
-        self._form.deleteLater()
+        self._advanced.replace(form)
         self._form = form
         make_plain(form)
         form.setMinimumWidth(0)
@@ -134,17 +156,36 @@ class TrainPanel(Panel):
             combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.fit_width(380)
 
+    @property
+    def minutes(self) -> float:
+        """What the person gives to the training."""
+        return float(self._minutes.currentData())
+
+    def showEvent(self, event: QShowEvent) -> None:  # noqa: N802
+        super().showEvent(event)
+        self.shown.emit()
+
+    def show_plan(self, line: str, reasons: list[str], warning: bool = False) -> None:
+        """What a training would do, and why; "" hides it."""
+        self._plan.setText(line)
+        self._plan.setVisible(bool(line))
+        self._plan.setStyleSheet("QLabel { color: #f2a93b; }" if warning else "")
+        self._reasons.setText("\n".join(f"• {reason}" for reason in reasons))
+        self._details.setVisible(bool(reasons))
+
     def show_no_study(self) -> None:
         self._counts.setText("Open a study first: Plugins ▸ AMVLM ▸ Segment with text.")
+        self.show_plan("", [])
         for part in (self.progress, self._stage, self.losses, self.dice, self.table, self.use, self.back, self._notice):
             part.setVisible(False)
         self.show_running(False, can_start=False, can_resume=False)
 
     def show_counts(self, labelled: int, validation: int, unlabelled: int, rows: list[str]) -> None:
         """What there is to learn from, and one line per structure."""
+        few = "" if validation >= ENOUGH else f" (from {ENOUGH} on, quality is measured)"
         self._counts.setText(
-            f"{labelled} labelled and {unlabelled} unlabelled training cases; {validation} labelled for validation.\n"
-            + "\n".join(rows)
+            f"{labelled} labelled and {unlabelled} unlabelled training cases; {validation} labelled for validation"
+            f"{few}.\n" + "\n".join(rows)
         )
 
     def show_running(self, running: bool, can_start: bool, can_resume: bool) -> None:
@@ -152,6 +193,7 @@ class TrainPanel(Panel):
         self.stop.setEnabled(running)
         self.resume.setEnabled(can_resume and not running)
         self._form.setEnabled(not running)
+        self._minutes.setEnabled(not running)
 
     def show_notice(self, text: str, warning: bool = False) -> None:
         self._notice.setText(text)

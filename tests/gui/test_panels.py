@@ -18,7 +18,8 @@ from napari_amvlm.forms import form_values, settings_form
 from napari_amvlm.jobs import Job, Worker
 from napari_amvlm.panels.prompt import PromptPanel
 from napari_amvlm.panels.train import TrainPanel
-from napari_amvlm.training_controller import FIELDS, comparison
+from napari_amvlm.training_account import comparison
+from napari_amvlm.training_controller import FIELDS
 
 
 def test_importing_the_plugin_loads_no_heavy_library() -> None:

@@ -85,6 +85,17 @@ def test_a_run_that_cannot_be_resumed_says_why(study: Path, tmp_path: Path, qtbo
     assert (victim / "thesis.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("part", ["student", "text"])
+def test_a_run_by_minutes_can_be_resumed(study: Path, part: str) -> None:
+    store = LabelStore(study)
+    run = RunFolder.named(store.folder, "evening")
+    assert TrainingRun.resumable(store) == ""
+    checkpoint = run.path / part / "checkpoint-0000250"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.json").write_text("{}")
+    assert TrainingRun.resumable(store) == "evening"
+
+
 def test_a_lock_of_another_program_stops_nobody(study: Path) -> None:
     store = LabelStore(study)
     run = RunFolder.named(store.folder, "killed")

@@ -556,7 +556,7 @@ def test_a_new_model_and_the_way_back(window: Any, study: Path) -> None:
 
 
 def test_validation_labels_that_nobody_corrected_are_counted(study: Path) -> None:
-    from napari_amvlm.training_controller import unchanged_validation_labels
+    from napari_amvlm.training_account import unchanged_validation_labels
 
     store = LabelStore(study)
     before = unchanged_validation_labels(store)

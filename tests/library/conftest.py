@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from amvlm.config import EncoderSettings, GeneratorSettings, StudentSettings
+from amvlm.learning import planned_opening
 from amvlm.models import AmvlmModel, KnownStructure, ModelCard, VisionLanguageModel, build_generator, build_student
+from amvlm.planning import Fingerprint, Machine, Plan, make_plan
 from amvlm.store import LabelStore
 
 
@@ -38,3 +40,16 @@ def sample_store(sample_template: Path, tmp_path: Path) -> LabelStore:
     """A fresh copy of the sample study, the start set accepted."""
     shutil.copytree(sample_template, tmp_path / "study")
     return LabelStore(tmp_path / "study")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A known machine, and plans cut to ten narrow steps in two phases."""
+    monkeypatch.setattr(planned_opening, "measured_machine", lambda *_: Machine(seconds_per_megapixel=5.0))
+    monkeypatch.setattr(planned_opening, "text_steps", lambda *_: 2)
+
+    def short(facts: Fingerprint) -> Plan:
+        changes = {"recipe": "two_phase", "steps": 10, "widths": (4, 8), "batch_size": 4}
+        return make_plan(facts).model_copy(update=changes)
+
+    monkeypatch.setattr(planned_opening, "make_plan", short)

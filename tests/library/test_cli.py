@@ -170,10 +170,10 @@ def test_amvlm_train_is_amvlm_train(tmp_path: Path) -> None:
 
 
 def test_the_headless_demo_prints_its_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("amvlm.demo.CORRECTED_CASES", 2)
-    main(["demo", "--steps", "2", "--json", str(tmp_path / "table.json")])
+    main(["demo", "--minutes", "1", "--json", str(tmp_path / "table.json")])
     assert "before and after the accepted corrections" in capsys.readouterr().out
     rows = json.loads((tmp_path / "table.json").read_text())["rows"]
     assert len(rows) == 7

@@ -16,7 +16,7 @@ from amvlm.errors import UserError
 from amvlm.events import AnyEvent, Note
 from amvlm.learning import RunFolder, fitting, planned
 from amvlm.learning.fitting import Phase, answer, batches, fit, gradient_scaler, optimiser_of, pseudo_labelled
-from amvlm.learning.patches import PatchSampler, PreparedCase, _moved
+from amvlm.learning.patches import PatchSampler, PreparedCase, affine_moves, moved
 from amvlm.learning.runtime import chosen_device, gpu_precision, start_accelerator
 from amvlm.models.half_unet import HalfUNet
 from amvlm.models.planned import PlannedStudent
@@ -207,8 +207,9 @@ def test_some_patches_are_turned_by_any_angle() -> None:
         plan = _plan(**whole, any_angle=share)
         crops = PatchSampler(plan, [case]).draw(1, np.random.default_rng(0))
         many = type(crops)(*(field.repeat_interleave(200, 0) for field in crops))
-        moved = _moved(many, plan, np.random.default_rng(1)).labels[:, 0]
-        leftwards = moved[:, :, :28].sum((1, 2)) > 2 * moved[:, :, 36:].sum((1, 2))
+        moves = affine_moves(200, many.image.shape[-2:], plan, np.random.default_rng(1))
+        turned = moved(many, plan, moves).labels[:, 0]
+        leftwards = turned[:, :, :28].sum((1, 2)) > 2 * turned[:, :, 36:].sum((1, 2))
         assert least <= float(leftwards.float().mean()) <= most
 
 

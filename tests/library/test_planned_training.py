@@ -12,16 +12,16 @@ import pytest
 import torch
 
 from amvlm.cli import main
-from amvlm.config import TrainSettings
+from amvlm.config import PlannedTextSettings, TrainSettings
 from amvlm.errors import UserError
 from amvlm.events import AnyEvent, Finished, Note, Progress, Validation
 from amvlm.imaging import Volume
 from amvlm.imaging.regrid import grid_shape, resampled, resampled_labels
 from amvlm.inference import Session, find_model
-from amvlm.learning import RunFolder, planned_opening, train
+from amvlm.learning import RunFolder, train
 from amvlm.learning.before import dices_before
 from amvlm.learning.fitting import patch_loss, pseudo_labelled
-from amvlm.learning.patches import PatchSampler, PreparedCase, augmented, plain
+from amvlm.learning.patches import PatchSampler, PreparedCase, affine_moves, augmented, moved, plain
 from amvlm.learning.prepared import PreparedStudy
 from amvlm.learning.study import open_study
 from amvlm.losses import masked_dice_bce
@@ -29,8 +29,9 @@ from amvlm.losses.exclusive import exclusive_dice_ce, structure_logits
 from amvlm.models import AmvlmModel
 from amvlm.models.half_unet import HalfUNet
 from amvlm.models.planned import PlannedStudent, grown_box, keep_largest_part, with_context
+from amvlm.models.planned_text import planned_film_unet
 from amvlm.models.scan import plan_input
-from amvlm.planning import Fingerprint, Intensities, Machine, Normalisation, Plan, make_plan
+from amvlm.planning import Intensities, Normalisation, Plan
 from amvlm.store import LabelStore
 
 
@@ -209,10 +210,10 @@ def test_images_and_labels_move_together() -> None:
     labels[0, 0, 20:40, 25:45] = 1
     case = PreparedCase("x", labels.astype(np.float16), labels, np.ones(1, np.float32), (1.0, 1.0, 1.0))
     plan = _plan(structures=("a",), largest_part=(False,), patch=(1, 48, 48), mirror=(True, True), batch_size=16)
-    from amvlm.learning.patches import _moved
-
-    moved = _moved(PatchSampler(plan, [case]).draw(16, np.random.default_rng(0)), plan, np.random.default_rng(1))
-    assert ((moved.image > 0.5) == (moved.labels > 0.5)).float().mean() > 0.99
+    sampler = PatchSampler(plan, [case])
+    moves = affine_moves(16, sampler.crop, plan, np.random.default_rng(1))
+    turned = moved(sampler.draw(16, np.random.default_rng(0)), plan, moves)
+    assert ((turned.image > 0.5) == (turned.labels > 0.5)).float().mean() > 0.99
 
 
 def test_a_case_smaller_than_the_patch_and_one_slice_are_read() -> None:
@@ -325,19 +326,6 @@ def _flipped_affine() -> np.ndarray:
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A known machine, and plans cut to ten narrow steps in two phases."""
-    monkeypatch.setattr(planned_opening, "measured_machine", lambda *_: Machine(seconds_per_megapixel=5.0))
-    monkeypatch.setattr(planned_opening, "text_steps", lambda *_: 2)
-
-    def short(facts: Fingerprint) -> Plan:
-        changes = {"recipe": "two_phase", "steps": 10, "widths": (4, 8), "batch_size": 4}
-        return make_plan(facts).model_copy(update=changes)
-
-    monkeypatch.setattr(planned_opening, "make_plan", short)
-
-
-@pytest.fixture
 def validated_store(sample_store: LabelStore) -> LabelStore:
     """The sample study with two validation cases judged."""
     for case in sample_store.cases("val")[:2]:
@@ -399,10 +387,14 @@ def test_the_model_so_far_is_measured_on_the_new_grid(
     cases = [prepared.case(case_id, own) for case_id, own in study.validation.items()]
     bundled = AmvlmModel.load(find_model("bundled"))
     dices = dices_before(bundled, study, plan, cases, torch.device("cpu"))
-    assert set(dices) == set(study.names)
-    assert all(dice > 0.7 for dice in dices.values())
+    for kind in ("student", "text_mask"):
+        assert set(dices[kind]) == set(study.names)
+        assert all(dice > 0.7 for dice in dices[kind].values())
     as_planned = _planned_model(build_model())
-    assert set(dices_before(as_planned, study, plan, cases, torch.device("cpu"))) == {"anterior hippocampus"}
+    generator = planned_film_unet(PlannedTextSettings(), as_planned.plan, as_planned.vlm, 0.05).eval()
+    for model in (as_planned, dataclasses.replace(as_planned, generator=generator)):
+        found = dices_before(model, study, plan, cases, torch.device("cpu"))
+        assert set(found["student"]) == set(found["text_mask"]) == {"anterior hippocampus"}
     assert dices_before(None, study, plan, cases, torch.device("cpu")) == {}
 
 

@@ -166,7 +166,7 @@ def test_a_structure_larger_than_the_patch_is_said() -> None:
     )  # fmt: skip
     plan = make_plan(wide)
     assert max(plan.patch) == 160
-    assert "does not fit into a patch" in next(r.why for r in plan.reasons if r.choice == "patch")
+    assert [r.choice for r in plan.reasons if r.notable and "does not fit into a patch" in r.why] == ["patch"]
 
 
 def test_overlapping_structures_get_a_sigmoid_each() -> None:

@@ -105,6 +105,20 @@ def test_pretraining_is_stopped_the_same_way(sample_store: LabelStore) -> None:
     assert AmvlmModel.load(sample_store.folder / "models" / "m").card.kind == "pretrained"
 
 
+def test_while_the_libraries_are_loaded_a_sentence_answers() -> None:
+    loading = "import sys; sys.modules['amvlm.cli'] = None\nimport builtins, amvlm.start\n" + (
+        "real = builtins.__import__\n"
+        "def loads(name, *rest):\n"
+        "    if name == 'amvlm': raise KeyboardInterrupt\n"
+        "    return real(name, *rest)\n"
+        "builtins.__import__ = loads\n"
+        "amvlm.start.main()"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", loading], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr == "amvlm: ended by Ctrl-C. What was saved before is kept; run the command again.\n"
+
+
 @pytest.fixture
 def judged(sample_store: LabelStore) -> LabelStore:
     """Six validation cases are judged, so that α is fitted on them and nothing is cross-fitted."""

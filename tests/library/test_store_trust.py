@@ -421,3 +421,22 @@ def test_a_cache_that_is_a_link_out_of_the_study_is_refused(
     assert not list((tmp_path / "victim").iterdir())
     monkeypatch.setenv("AMVLM_CACHE", str(tmp_path / "scratch"))
     assert store.cache_folder("v1-16").parent == tmp_path / "scratch"
+
+
+@pytest.mark.parametrize(
+    ("case", "structure", "prompt"),
+    [(None, "nothing", ""), (None, None, "l\udcffver"), (None, "l\udcffver", ""), ("\udcff", None, "")],
+)
+def test_what_is_refused_leaves_no_mask_behind(
+    sample_store: LabelStore, case: str | None, structure: str | None, prompt: str
+) -> None:
+    scan = sample_store.cases()[0]
+    before = sorted((sample_store.folder / "labels").iterdir())
+    with pytest.raises(UserError):
+        sample_store.accept(
+            case or scan.case_id, structure or sample_store.structures()[0].name, np.ones(scan.shape, np.uint8),
+            prompt=prompt,
+        )  # fmt: skip
+    with pytest.raises(UserError):
+        sample_store.mark(case or "\udcff", structure or "x", "skipped")
+    assert sorted((sample_store.folder / "labels").iterdir()) == before

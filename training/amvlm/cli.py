@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
@@ -14,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import typer
 from pydantic import BaseModel, ValidationError
 
-from amvlm import __version__, cli_labels, cli_plan, console
-from amvlm.config import PretrainSettings, TrainSettings
+from amvlm import __version__, cli_labels, cli_plan, cli_predict, cli_study, cli_weights, console
+from amvlm.config import DEMO_MINUTES, ONLY_BY_STEPS, PretrainSettings, TrainSettings
 from amvlm.errors import UserError
 from amvlm.flags import with_settings
 from amvlm.following import errors_in_words, follow
@@ -23,7 +22,7 @@ from amvlm.following import errors_in_words, follow
 if TYPE_CHECKING:
     from amvlm.models import AmvlmModel
     from amvlm.store import LabelStore
-    from amvlm.store.runs import RunFolder
+    from amvlm.store.runs import RunConfig, RunFolder
 
 app = typer.Typer(
     help="Label medical images with words. Research use only, not for diagnosis.",
@@ -56,7 +55,7 @@ def import_(
     ] = "",
     split: Annotated[Literal["auto", "train", "val", "test"], typer.Option()] = "auto",
     accept_fraction: Annotated[float, typer.Option(min=0, max=1, help="share of training masks to accept")] = 1.0,
-    seed: Annotated[int, typer.Option(help="chooses that share")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="chooses that share")] = 0,
 ) -> None:
     """Copy images, masks and captions into a study."""
     from amvlm.exchange import import_study
@@ -93,6 +92,14 @@ def _recorded(kind: type[_Settings], settings: dict[str, object], folder: RunFol
         raise UserError(
             "this run cannot be resumed: its settings are not valid", file=folder.path, remedy="Start a new run."
         ) from error
+
+
+def _read_by(config: RunConfig) -> dict[str, Any]:
+    """A training's recorded settings; of one by minutes only those that it reads: earlier versions kept all."""
+    if config.plan is None:
+        return config.settings
+    unread = {"steps", "mode", "student", *ONLY_BY_STEPS}
+    return {name: value for name, value in config.settings.items() if name not in unread}
 
 
 def _write_json(output: Path | None, content: Any) -> None:
@@ -153,7 +160,10 @@ def train(
     run: RunName = "",
     resume: Resume = False,
 ) -> None:
-    """Train on accepted labels and on the rest of the study (the same as amvlm-train)."""
+    """Train on accepted labels and on the rest of the study (the same as amvlm-train).
+
+    By minutes, unless --steps is given: amvlm plan STUDY says beforehand what that will be.
+    """
     from amvlm.inference.catalogue import base_model
     from amvlm.learning import train as run_training
     from amvlm.models import AmvlmModel
@@ -168,7 +178,7 @@ def train(
         named = bool(model)
         if resume:
             config = folder.read_config()
-            settings = _recorded(TrainSettings, config.settings, folder)
+            settings = _recorded(TrainSettings, _read_by(config), folder)
             name, model = name or config.model, model or config.base
         base = base_model(opened, model, folders=named)
         events = run_training(
@@ -217,7 +227,14 @@ def segment(
     scan = read_volume(volume, volume_index, series)
     for note in scan.notes:
         console.say(note, "note")
-    session = Session(AmvlmModel.load(find_model(model)), scan, default_device(), accurate)
+    loaded = AmvlmModel.load(find_model(model))
+    reading = loaded.card.read(prompt)
+    if reading.refusal:
+        raise UserError(reading.refusal.rstrip("."), remedy="Type one of these, or train a model on the structure.")
+    if reading.note:
+        console.say(reading.note, "note")
+    prompt = reading.caption
+    session = Session(loaded, scan, default_device(), accurate)
     for warning in session.warnings(prompt):
         console.say(warning, "note")
     if source == "prediction" and session.prediction_of(prompt) is None:
@@ -322,7 +339,7 @@ def quality(
     order: Annotated[
         Literal["random", "worst", "disagreement", "diverse"], typer.Option(help="which case to label first")
     ] = "random",
-    seed: Annotated[int, typer.Option(help="of the random order")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="of the random order")] = 0,
     limit: Annotated[int, typer.Option(min=0, help="how many rows to print, 0 for all")] = 20,
     output: Annotated[Path | None, typer.Option("--json", help="also write all of it as JSON")] = None,
 ) -> None:
@@ -399,17 +416,22 @@ def export(
 
 @app.command()
 def demo(
-    seed: Annotated[int, typer.Option(help="of the training")] = 0,
-    steps: Annotated[int, typer.Option(min=1, help="training steps")] = 1500,
+    seed: Annotated[int, typer.Option(min=0, help="of the training")] = 0,
+    minutes: Annotated[float, typer.Option(min=0.01, max=1000, help="of training")] = DEMO_MINUTES,
     output: Annotated[Path | None, typer.Option("--json", help="also write the table as JSON")] = None,
 ) -> None:
     """Run the whole loop on the bundled study, without a window."""
     from amvlm.demo import run_demo
 
-    run_demo(seed, steps, output)
+    run_demo(seed, minutes, output)
 
 
-for _command in (cli_plan.plan, cli_labels.judge, cli_labels.history, cli_labels.restore, cli_labels.edit):
+app.add_typer(cli_study.structures, name="structure")
+app.add_typer(cli_study.captions, name="caption")
+app.add_typer(cli_weights.app, name="weights")
+for _command in (
+    cli_plan.plan, cli_predict.predict, cli_labels.judge, cli_labels.history, cli_labels.restore, cli_labels.edit
+):  # fmt: skip
     app.command()(_command)
 
 
@@ -446,12 +468,6 @@ def _unexpected(error: BaseException) -> str:
         f"an unexpected {type(error).__name__}{where}. This is a fault of amvlm; please report it. "
         "With AMVLM_TRACEBACK=1 it is shown in full."
     )
-
-
-def train_main() -> None:
-    """Entry point of ``amvlm-train``, the same as ``amvlm train``."""
-    sys.argv = [sys.argv[0], "train", *sys.argv[1:]]
-    main()
 
 
 @app.callback(invoke_without_command=True)

@@ -81,7 +81,7 @@ def restore(
 def edit(
     mask: Annotated[Path, typer.Argument(help="a mask, 0 and 1", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help=".nii.gz, .nii, .nrrd or .mha", show_default=False)],
-    smooth: Annotated[float, typer.Option(min=0, help="sigma of the Gaussian, mm; 0 leaves it out")] = 0.0,
+    smooth: Annotated[float, typer.Option(min=0, max=1000, help="sigma of the Gaussian, mm; 0 leaves it out")] = 0.0,
     fill_holes: Annotated[bool, typer.Option("--fill-holes", help="in each slice")] = False,
     largest_part: Annotated[bool, typer.Option("--largest-part", help="keep the largest connected part only")] = False,
     interpolate: Annotated[bool, typer.Option("--interpolate", help="between painted slices")] = False,

@@ -9,21 +9,30 @@ import typer
 
 from amvlm import console
 from amvlm.config import TrainSettings
+from amvlm.flags import validated
 
 
 def plan(
     store: Annotated[Path, typer.Argument(help="the study's folder", show_default=False)],
-    minutes: Annotated[float, typer.Option(min=0.01, help="what you give to the training")] = 10.0,
+    minutes: Annotated[float, typer.Option(help="what you give to the training")] = 10.0,
     output: Annotated[Path | None, typer.Option("--json", help="also write the plan as JSON")] = None,
+    fingerprint: Annotated[
+        bool, typer.Option("--fingerprint", help="print what the plan would be made from, as JSON, and no plan")
+    ] = False,
 ) -> None:
     """How a network would be fitted to a study in the minutes given, with the reason of every choice."""
-    from amvlm.learning.planned_opening import plan_of_store
+    settings = validated(TrainSettings, {"minutes": minutes})
+    from amvlm.imaging import write_bytes_atomically
+    from amvlm.learning.planned_opening import fingerprint_of_store, plan_for
     from amvlm.store import LabelStore
 
-    settings = TrainSettings(minutes=minutes)
-    found = plan_of_store(LabelStore(store), settings)
+    facts = fingerprint_of_store(LabelStore(store), settings)
+    if fingerprint:
+        console.result(facts.model_dump_json())
+        return
+    found = plan_for(facts, settings)
     if output is not None:
-        output.write_text(found.model_dump_json(indent=1), "utf-8")
-    console.result(found.sentence())
+        write_bytes_atomically(output, found.model_dump_json(indent=1).encode(), private=False)
+    console.result(f"{found.in_short(facts.machine.device)}.")
     rows = [(reason.choice, reason.value, reason.why) for reason in found.reasons]
     console.table("The plan", ("choice", "value", "because"), rows, left=("choice", "value", "because"), width=120)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from amvlm.errors import UserError
 
+DEMO_MINUTES = 3.0
+"""Of the demo's training, so that the whole loop takes five at most on two cores."""
 Device = Literal[
     "auto", "cpu", "mps", "cuda", "cuda:0", "cuda:1", "cuda:2", "cuda:3", "cuda:4", "cuda:5", "cuda:6", "cuda:7"
 ]  # fmt: skip
@@ -29,8 +32,9 @@ class EncoderSettings(Settings):
         "tiny", title="Image encoder", description="tiny, small, paper, a hub id or a folder", max_length=4096
     )
     text_encoder: str = Field(
-        "tiny", title="Text encoder", description="tiny, small, paper, a hub id or a folder", max_length=4096
-    )
+        "tiny", title="Text encoder", max_length=4096,
+        description="tiny, minilm, small, paper, a hub id (owner/name@revision) or a folder",
+    )  # fmt: skip
     image_size: int = Field(112, title="Image size (px)", ge=16, le=1024, multiple_of=8)
     embedding_size: int = Field(128, title="Embedding size", ge=8, le=1024)
 
@@ -62,7 +66,7 @@ class EncoderSettings(Settings):
 
 
 _LOCAL = "folder: "
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+(@[\w.-]+)?)?")
 
 
 def _without_path(encoder: str) -> str:
@@ -79,6 +83,20 @@ class GeneratorSettings(Settings):
     channels: Channels = Field((16, 16, 32, 64, 128), title="U-Net channels by level", min_length=2, max_length=8)
     position: bool = Field(True, title="Features know their place", description="so that a text can name one")
     pamr_iterations: int = Field(0, title="PAMR iterations", ge=0, le=50)
+
+
+class PlannedTextSettings(Settings):
+    """The text mask generator of a run by minutes, on the plan's grid."""
+
+    patch_features: bool = Field(
+        True, title="Its bottleneck reads the VLM's patches", description="off: an ablation, by minutes"
+    )
+    similarity: bool = Field(
+        True, title="Its decoder reads patch-text similarity", description="off: an ablation, by minutes"
+    )
+    film_levels: bool = Field(
+        True, title="Text at the bottleneck and every decoder level", description="off: at the last level, by minutes"
+    )
 
 
 class StudentSettings(Settings):
@@ -193,14 +211,26 @@ class PretrainSettings(LoopSettings):
         return self.model_copy(update={"encoders": self.encoders.for_the_record()})
 
 
+ONLY_BY_STEPS = (
+    "targets", "confidence", "unlabelled_weight", "ramp_up", "cut_mix", "plain_prompts", "patience", "validate_every",
+)  # fmt: skip
+"""Settings of the paper's training that the plan takes the place of; the student's belong to them too."""
+
+
 class TrainSettings(LoopSettings):
-    """``amvlm train``: the text-guided teacher-student network (METHOD §4)."""
+    """``amvlm train``: by minutes, a network that fits the study (METHOD §8); by steps, the paper's (METHOD §4).
+
+    ``steps`` alone chooses between them. What only a training by steps reads is refused in one by minutes.
+    """
 
     minutes: float = Field(
-        0.0, title="Minutes", ge=0, le=100_000,
-        description="fit the network to the study and to this time (see amvlm plan); 0: by steps",
+        10.0, title="Minutes", ge=0, le=43_200, allow_inf_nan=False,
+        description="the network is fitted to the study and to this time (see amvlm plan)",
     )  # fmt: skip
-    steps: int = Field(1500, title="Steps", ge=1, le=1_000_000)
+    steps: int = Field(
+        0, title="Steps (0: by minutes)", ge=0, le=1_000_000,
+        description="instead of minutes: the paper's training, at the base model's image size",
+    )  # fmt: skip
     batch_size: int = Field(
         8, title="Batch size (slices)", ge=1, le=1024, description="as many labelled as unlabelled ones; in 3-D blocks"
     )
@@ -230,13 +260,49 @@ class TrainSettings(LoopSettings):
     patience: int = Field(8, title="Early stopping: validations without a better Dice", ge=1)
     checkpoint_every: int = Field(250, title="Checkpoint every (steps)", ge=1)
     student: StudentSettings = Field(default_factory=StudentSettings, title="Student")
+    text_mask: PlannedTextSettings = Field(default_factory=PlannedTextSettings, title="Text mask, by minutes")
     structures: tuple[str, ...] = Field((), title="Structures", description="empty: every one with a label")
+
+    @property
+    def by_minutes(self) -> bool:
+        """Whether a plan fits the network to the study; otherwise this is the paper's training, of so many steps."""
+        return self.steps == 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _either(cls, given: Any) -> Any:
+        """Steps take the place of the usual minutes."""
+        if not isinstance(given, dict) or "minutes" in given or given.get("steps") is None:
+            return given
+        if given["steps"] == 0:
+            raise ValueError("give more than 0 --steps, or leave it out to train by minutes")
+        return {**given, "minutes": 0.0}
 
     @model_validator(mode="after")
     def _text_needs_text(self) -> TrainSettings:
         if self.mode not in ("auto", "text_guided") and self.captions != "true":
             raise ValueError("shuffled or empty captions belong to mode text_guided")
         return self
+
+    @model_validator(mode="after")
+    def _one_way(self) -> TrainSettings:
+        if not self.by_minutes:
+            if self.minutes:
+                raise ValueError("give --minutes or --steps, not both")
+            return self
+        if not self.minutes:
+            raise ValueError("give more than 0 --minutes, or --steps")
+        if strangers := [flag for flag, changed in self._only_by_steps() if changed]:
+            raise ValueError(f"--{strangers[0]} belongs to a training by steps: give --steps too, or leave it out")
+        return self
+
+    def _only_by_steps(self) -> Iterator[tuple[str, bool]]:
+        """Flags that a training by minutes does not read, and whether each was changed."""
+        for name in ONLY_BY_STEPS:
+            yield name.replace("_", "-"), getattr(self, name) != type(self).model_fields[name].get_default()
+        yield "mode", self.mode in ("text_guided", "image_only")
+        for name, info in StudentSettings.model_fields.items():
+            yield name.replace("_", "-"), getattr(self.student, name) != info.get_default()
 
     def for_the_record(self) -> TrainSettings:
         """As a run and a model card keep them: no path of this machine, encoder weights by their file's name."""

@@ -28,6 +28,11 @@ def say(text: object, kind: str = "") -> None:
     _STDERR.print(line.append(plain(text), style="default"), soft_wrap=True)
 
 
+def is_terminal() -> bool:
+    """Whether somebody sees standard error change; in a file, a job says in lines what a status would show."""
+    return _STDERR.is_terminal
+
+
 def fail(text: object) -> None:
     """Print on standard error why a command ends."""
     typer.echo(f"amvlm: {plain(text)}", err=True)

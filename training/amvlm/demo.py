@@ -34,11 +34,6 @@ def cases_to_correct(store: LabelStore) -> list[str]:
     return [c.case_id for c in store.cases() if c.split != "test" and c.case_id not in judged][:CORRECTED_CASES]
 
 
-def training_settings(seed: int, steps: int) -> TrainSettings:
-    """The demo's training; everything else is the default."""
-    return TrainSettings(steps=steps, seed=seed, validate_every=max(1, steps // 4), checkpoint_every=max(1, steps // 2))
-
-
 def comparison(before: Evaluation, after: Evaluation) -> list[dict[str, object]]:
     """Rows of mask, structure, mean Dice before and after, and in how many cases it rose."""
     rows: list[dict[str, object]] = []
@@ -77,7 +72,7 @@ def print_comparison(rows: list[dict[str, object]]) -> None:
     console.result("Research use only, not for diagnosis.")
 
 
-def run_demo(seed: int, steps: int, output: Path | None) -> None:
+def run_demo(seed: int, minutes: float, output: Path | None) -> None:
     """Prompt, correct, accept, train and measure, without a window."""
     with tempfile.TemporaryDirectory() as temporary, console.status("Copying the sample study …") as update:
         store = copy_sample_study(Path(temporary) / "study")
@@ -98,7 +93,7 @@ def run_demo(seed: int, steps: int, output: Path | None) -> None:
                 )  # fmt: skip
         run = RunFolder.new(store.folder)
         with run:
-            for event in train(store, base, training_settings(seed, steps), run, MODEL_NAME):
+            for event in train(store, base, TrainSettings(minutes=minutes, seed=seed), run, MODEL_NAME):
                 if isinstance(event, Progress):
                     update(f"{event.stage}: {event.step} of {event.steps}, {event.seconds_left or 0:.0f} s left")
                 elif isinstance(event, Validation):
@@ -107,7 +102,7 @@ def run_demo(seed: int, steps: int, output: Path | None) -> None:
         rows = comparison(before, evaluate(AmvlmModel.load(store.folder / "models" / MODEL_NAME), store, "test"))
     print_comparison(rows)
     if output is not None:
-        content = json.dumps({"seed": seed, "steps": steps, "rows": rows}, indent=1).encode()
+        content = json.dumps({"seed": seed, "minutes": minutes, "rows": rows}, indent=1).encode()
         write_bytes_atomically(output, content, private=False)
 
 

@@ -33,6 +33,7 @@ class Started(_Event):
     steps: Steps
     device: str
     precision: str
+    minutes: float = Field(default=0.0, ge=0, description="of a training by minutes; 0: by steps")
 
 
 class Note(_Event):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import typer
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from amvlm.errors import UserError
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 def _flat_fields(model: type[BaseModel]) -> Iterator[tuple[str, str, FieldInfo]]:
@@ -43,7 +45,7 @@ def with_settings(model: type[BaseModel]) -> Callable[[Callable[..., None]], Cal
                 value = given.pop(flag)
                 if value is not None and value != []:
                     (values.setdefault(group, {}) if group else values)[name] = value
-            command(**given, settings=_validated(model, values))
+            command(**given, settings=validated(model, values))
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         run.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]
@@ -59,7 +61,9 @@ def _flag(flag: str, info: FieldInfo) -> inspect.Parameter:
     if get_origin(kind) is tuple:
         part = get_args(kind)[0]
         kind = list[get_args(part)[0] if get_origin(part) is Annotated else part]  # type: ignore[misc]
-    option = typer.Option(f"--{flag.replace('_', '-')}", help=help_, show_default=False)
+    name = flag.replace("_", "-")
+    names = f"--{name}/--no-{name}" if kind is bool else f"--{name}"
+    option = typer.Option(names, help=help_, show_default=False)
     return inspect.Parameter(
         flag, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )
@@ -69,10 +73,19 @@ def _shown(default: Any) -> str:
     return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
-def _validated(model: type[BaseModel], values: dict[str, Any]) -> BaseModel:
+def validated(model: type[_Model], values: dict[str, Any]) -> _Model:
+    """Settings from what a person gave.
+
+    Raises
+    ------
+    UserError
+        Naming the flag and its range.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:  # of several settings together
+            raise UserError(first["msg"].removeprefix("Value error, "), remedy="See --help.") from error
         name = "-".join(str(part) for part in first["loc"]).replace("_", "-")
         raise UserError(f"--{name}: {first['msg']}", remedy="See --help for the range.") from error

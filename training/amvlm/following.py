@@ -39,12 +39,13 @@ def follow(events: Iterator[AnyEvent], run: RunFolder) -> None:
                 return
             curves = Curves(run.path)
             with console.status("Starting …") as update:
+                teller = Teller(update, lines=not console.is_terminal())
                 for event in events:
                     if isinstance(event, Finished):
                         has_saved()
                     run.events.write(event)
                     _draw(event, curves)
-                    _show(event, update)
+                    teller.tell(event)
     except UserError as error:
         _keep_failure(run, str(error))
         raise
@@ -59,8 +60,9 @@ def asking_to_stop(run: RunFolder) -> Iterator[Callable[[], None]]:
     """Turn the first signal to end into the run's wish to stop; the second raises ``KeyboardInterrupt``.
 
     Yields what is to be called once the model is saved: from then on there is nothing left to end, and a further
-    signal is ignored until the process is over, so that the exit code tells the truth. Under torchrun, which repeats signals, every further one is the first again. Outside the main thread, where
-    handlers cannot be set, nothing changes.
+    signal is ignored until the process is over, so that the exit code tells the truth. Under torchrun, which repeats
+    signals, every further one is the first again. Outside the main thread, where handlers cannot be set, nothing
+    changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
@@ -95,7 +97,7 @@ def asking_to_stop(run: RunFolder) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def errors_in_words(kept: str = "") -> Iterator[None]:
-    """Short memory and a failing disk, as a sentence; ``kept`` says what is not lost.
+    """Short memory, a GPU's too, and a failing disk, as a sentence; ``kept`` says what is not lost.
 
     Raises
     ------
@@ -104,6 +106,11 @@ def errors_in_words(kept: str = "") -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+            raise UserError(
+                "the GPU's memory does not hold the job",
+                remedy=f"Close what else uses it, or choose --device cpu{kept}.",
+            ) from error
         if not is_short_memory(error):
             raise
         raise UserError(
@@ -133,27 +140,55 @@ def _keep_failure(run: RunFolder, text: str) -> None:
             run.events.write(Failed(text=text))
 
 
-def _show(event: AnyEvent, update: Callable[[str], None]) -> None:
-    match event:
-        case Progress():
-            left = "" if event.seconds_left is None else f", {_minutes(event.seconds_left)} left"
-            losses = "  ".join(f"{name} {value:.3f}" for name, value in event.losses.items())
-            update(f"{event.stage}: {event.step} of {event.steps}{left}  {losses}")
-        case Started():
-            console.say(
-                f"{event.job}: {event.labelled} labelled, {event.unlabelled} unlabelled, {event.validation} validation "
-                f"cases; {', '.join(event.structures)}; {event.steps} steps on {event.device} in {event.precision}"
-            )
-        case Note():
-            console.say(event.text, "warning" if event.level == "warning" else "")
-        case Validation():
-            rows = [f"{kind.replace('_', ' ')} " + ", ".join(f"{d:.3f}" for d in getattr(event, kind).values())
-                    for kind in ("student", "text_mask", "merged") if getattr(event, kind)]  # fmt: skip
-            console.say(f"step {event.step}, validation Dice: {'; '.join(rows)}")
-        case Finished():
-            console.result(f"Saved the model {event.model} after {_minutes(event.seconds)}.")
-        case _:
-            pass
+class Teller:
+    """Says what a job reports; where ``lines`` go to a file, each stage, validation and tenth of a stage is one."""
+
+    def __init__(self, update: Callable[[str], None], lines: bool) -> None:
+        self._update, self._lines = update, lines
+        self._last: Progress | None = None
+        self._told = ("", 0)
+
+    def tell(self, event: AnyEvent) -> None:
+        match event:
+            case Progress():
+                self._last = event
+                self._update(_progress(event))
+                part = (event.stage, 10 * event.step // max(1, event.steps))
+                if self._lines and part != self._told:
+                    self._told = part
+                    console.say(_progress(event))
+            case Started():
+                console.say(
+                    f"{event.job}: {event.labelled} labelled, {event.unlabelled} unlabelled, {event.validation} "
+                    f"validation cases; {', '.join(event.structures)}; {event.steps} steps on {event.device} in "
+                    f"{event.precision}"
+                )
+            case Note():
+                console.say(event.text, "warning" if event.level == "warning" else "")
+            case Validation():
+                self._validated(event)
+            case Finished():
+                console.result(f"Saved the model {event.model} after {_minutes(event.seconds)}.")
+            case _:
+                pass
+
+    def _validated(self, event: Validation) -> None:
+        rows = [f"{kind.replace('_', ' ')} " + ", ".join(f"{d:.3f}" for d in getattr(event, kind).values())
+                for kind in ("student", "text_mask", "merged") if getattr(event, kind)]  # fmt: skip
+        known = _losses(self._last) + _left(self._last) if self._lines and self._last is not None else ""
+        console.say(f"step {event.step}, validation Dice: {'; '.join(rows)}{known}")
+
+
+def _progress(event: Progress) -> str:
+    return f"{event.stage}: {event.step} of {event.steps}{_left(event)}{_losses(event)}"
+
+
+def _left(event: Progress) -> str:
+    return "" if event.seconds_left is None else f", {_minutes(event.seconds_left)} left"
+
+
+def _losses(event: Progress) -> str:
+    return "".join(f"  {name} {value:.3f}" for name, value in event.losses.items())
 
 
 def _minutes(seconds: float) -> str:

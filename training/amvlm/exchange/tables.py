@@ -37,11 +37,17 @@ def read_captions(table: Path) -> list[tuple[str, str]]:
     image, text = header.index("image"), header.index("description")
     found = [(row[image], " ".join(row[text].split())) for row in rows[1:] if row[image] and row[text]]
     for key, caption in found:
-        _check_caption(key, caption, table)
+        check_caption(key, caption, table)
     return found
 
 
-def _check_caption(key: str, caption: str, table: Path) -> None:
+def check_caption(key: str, caption: str, table: Path | None) -> None:
+    """Refuse a caption that is no caption; ``key`` says whose it is.
+
+    Raises
+    ------
+    UserError
+    """
     named = printable(key[:80])
     if key.startswith("=") or caption.startswith("="):
         raise UserError(f"the row of {named!r} holds a formula", file=table, remedy="Save the cells as plain text.")

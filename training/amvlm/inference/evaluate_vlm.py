@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from amvlm.config import Captions
+from amvlm.config import Captions, GeneratorSettings
 from amvlm.errors import UserError
 from amvlm.imaging import canonical_mask
 from amvlm.imaging.halves import half
@@ -162,7 +162,8 @@ def evaluate_vlm(
     cases = evenly_chosen(cases, limit)
     found = VlmEvaluation(model.card.name, split)
     tests: dict[str, _PromptTests] = {"zero-shot": _PromptTests(model, zero_shot=True)}
-    if model.card.labelled_cases or model.generator_settings.form == "frozen_linear":
+    form = model.generator_settings
+    if isinstance(form, GeneratorSettings) and (model.card.labelled_cases or form.form == "frozen_linear"):
         tests["text mask"] = _PromptTests(model, zero_shot=False)
     embedded: list[Tensor] = []
     own_captions: list[str] = []

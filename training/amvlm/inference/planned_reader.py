@@ -34,20 +34,28 @@ class PlannedReader:
         planes, spacing_mm = plan_input(self._volume, self._student.plan)
         return planes.half(), spacing_mm
 
+    @property
+    def planes(self) -> Tensor:
+        """The volume on the plan's grid, (Z, C, H, W), float16."""
+        return self._input[0]
+
     @functools.cached_property
-    def _region(self) -> Box:
+    def region(self) -> Box:
+        """Where the student's structures lie on that grid."""
         return self._student.region(*self._input)
 
     def slices(self, indices: list[int]) -> Tensor | None:
         """Logits of some slices, (len(indices), S, h, w); None for a 3-D plan, which answers all at once."""
         if self._student.plan.dimensions == 3:
             return None
-        found = self._student.slices_logits(self._input[0], torch.tensor(indices), self._region, self._accurate)
+        found = self._student.slices_logits(self._input[0], torch.tensor(indices), self.region, self._accurate)
         return found.movedim(1, 0).to(self._device)
 
     def everything(self, slices: int) -> Tensor:
         """Logits of the whole volume, (slices, S, h, w)."""
-        logits = self._student.volume_logits(*self._input, self._accurate).movedim(1, 0)
+        every = torch.arange(len(self.planes))
+        logits = self._student.slices_logits(self.planes, every, self.region, self._accurate).movedim(1, 0)
+        self.tidy(logits)
         return resampled(logits, (slices, logits.shape[2], logits.shape[3])).to(self._device)
 
     def tidy(self, logits: Tensor) -> list[int]:

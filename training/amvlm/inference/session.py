@@ -1,7 +1,7 @@
 """One volume and one model: embed once, prompt often.
 
 The image features of a slice know no text, so they are computed once and kept; a further prompt costs the text
-encoder, a product, and refinement. Results are on the volume's canonical (RAS) grid.
+encoder and a product, or on a plan's grid the decoder. Results are on the volume's canonical (RAS) grid.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from torch import Tensor
 from amvlm.imaging import Volume
 from amvlm.imaging.orientation import to_canonical
 from amvlm.imaging.regrid import back_on_slices
-from amvlm.imaging.resample import IntensityScale, SliceGrid, slabs
+from amvlm.imaging.resample import IntensityScale, SliceGrid
 from amvlm.inference.planned_reader import PlannedReader
+from amvlm.inference.text_readers import PlannedTextReader, Slices, SquareTextReader
 from amvlm.losses import merged_logits
-from amvlm.models import AmvlmModel, KnownStructure, pamr, text_product
+from amvlm.models import AmvlmModel, KnownStructure
 from amvlm.models.planned import PlannedStudent
+from amvlm.models.planned_text import PlannedFilmUNet
 from amvlm.models.quality import Signs
 from amvlm.text import checked_prompt
 
@@ -76,19 +78,22 @@ class Session:
             self._reader = PlannedReader(model.student, volume, self._device, accurate)
         self._tidied: list[int] = []
         self._grid = SliceGrid.of(volume, model.image_size, None if model.plan is None else model.plan.axis)
-        self._stack = self._grid.stack(volume.array)
-        self._scale = IntensityScale.of(self._stack)
-        self._features: Tensor | None = None
+        stack = self._grid.stack(volume.array)
+        self._slices = Slices(self._grid, stack, IntensityScale.of(stack))
+        self._text_reader: SquareTextReader | PlannedTextReader
+        if isinstance(model.generator, PlannedFilmUNet) and self._reader is not None:
+            self._text_reader = PlannedTextReader(model, self._slices, self._reader, self._device)
+        else:
+            self._text_reader = SquareTextReader(model, self._slices, self._device)
         self._student: Tensor | None = None
-        self._image: Tensor | None = None
         self._embedded = torch.zeros(self.slices, dtype=torch.bool)
-        self._texts: dict[str, tuple[Tensor, Tensor]] = {}
+        self._texts: dict[str, Tensor] = {}
         self._areas = torch.zeros(self.slices)
 
     @property
     def slices(self) -> int:
         """How many slices the volume has along :attr:`axis`."""
-        return int(self._stack.shape[0])
+        return int(self._slices.stack.shape[0])
 
     @property
     def axis(self) -> int:
@@ -151,7 +156,7 @@ class Session:
             return ""
         largest = self._areas.argsort(descending=True)[:BATCH].tolist()
         with_words, without = (
-            self._masks(largest, *self._text(words), None)[0] > 127
+            self._masks(largest, self._text(words), None)[0] > 127
             for words in (name, "")
         )
         total = int(with_words.sum() + without.sum())
@@ -196,20 +201,25 @@ class Session:
             If the prompt is empty or too long.
         """
         structure = self.prediction_of(prompt)
-        weights, bias = self._text(checked_prompt(prompt))
+        text = self._text(checked_prompt(prompt))
         order = self.order(self.slices // 2 if visible is None else min(max(visible, 0), self.slices - 1))
         done, whole = 0, bool(self._embedded.all())
         for batch in _batches(order, self._at_once()):
             missing = [z for z in batch if not self._embedded[z]]
             if missing:
                 self._embed(missing)
-            text_mask, prediction, merged = self._masks(batch, weights, bias, structure)
+            text_mask, prediction, merged = self._masks(batch, text, structure)
             self._areas[batch] = torch.from_numpy((text_mask > 127).sum((1, 2), dtype=np.float32))
             done += len(batch)
             yield SliceResult(batch, text_mask, prediction, merged, done, self.slices)
         if structure is not None and not whole and self._tidied:  # smaller parts, known once all slices are there
             for batch in _batches(self._tidied, self._at_once()):
-                yield SliceResult(batch, *self._masks(batch, weights, bias, structure), self.slices, self.slices)
+                yield SliceResult(batch, *self._masks(batch, text, structure), self.slices, self.slices)
+
+    def nothing(self) -> SliceResult:
+        """Empty masks of all slices: the answer to a prompt that was not understood."""
+        empty = np.zeros(self._slices.stack.shape[:3], np.uint8)
+        return SliceResult(list(range(self.slices)), empty, empty, empty, self.slices, self.slices)
 
     def segment_volume(self, prompt: str) -> dict[str, NDArray[np.uint8]]:
         """All slices at once: "text mask", "prediction" and "merged" as uint8 probabilities on the canonical grid."""
@@ -225,32 +235,30 @@ class Session:
         """Slices of a batch: few while they are embedded, later as many as hold about eight million voxels."""
         if not self._embedded.all():
             return BATCH
-        return max(BATCH, 2**23 // max(1, int(self._stack[0].size)))
+        return max(BATCH, 2**23 // max(1, int(self._slices.stack[0].size)))
 
     @torch.inference_mode()
-    def _text(self, prompt: str) -> tuple[Tensor, Tensor]:
+    def _text(self, prompt: str) -> Tensor:
+        """What the generator reads of a prompt, (D + width,)."""
         if prompt not in self._texts:
-            weights, bias = self.model.generator.text_weights(self.model.vlm.embed_prompt([prompt]))
-            self._texts[prompt] = (weights, bias)
+            self._texts[prompt] = self.model.vlm.embed_prompt([prompt])[0]
         return self._texts[prompt]
 
     @torch.inference_mode()
     def _embed(self, indices: list[int]) -> None:
-        image = slabs(self._stack, self._scale, self._grid, indices).to(self._device)
-        features = self.model.generator.features(image)
-        if self._device.type != "cpu":  # half the memory; on CPUs the product is faster in fp32
-            features = features.bfloat16()
-        student = self._predict(image, indices)
-        if self._features is None or self._student is None or self._image is None:
-            self._features = features.new_empty(self.slices, *features.shape[1:])
+        if isinstance(self._text_reader, PlannedTextReader):
+            self._text_reader.prepare(indices)
+            student = None if self._reader is None else self._reader.slices(indices)
+        else:
+            image = self._slices.slabs(indices).to(self._device)
+            self._text_reader.prepare(indices, image)
+            student = self._predict(image, indices)
+        if self._student is None:
             self._student = (
                 self._volume_logits() if student is None else student.new_empty(self.slices, *student.shape[1:])
             )
-            self._image = image.new_empty(self.slices, 1, *image.shape[2:])
-        self._features[indices] = features
         if student is not None:
             self._student[indices] = student
-        self._image[indices] = image[:, 1:2]
         self._embedded[indices] = True
         if self._reader is not None and bool(self._embedded.all()):
             self._tidied = self._reader.tidy(self._student)
@@ -272,7 +280,7 @@ class Session:
             raise ValueError("there is no student")
         squares = []
         for begin in range(0, self.slices, BATCH):
-            part = self._scale.apply(self._stack[begin : begin + BATCH])
+            part = self._slices.scale.apply(self._slices.stack[begin : begin + BATCH])
             squares.append(self._grid.to_square(torch.from_numpy(part)[:, None])[:, 0])
         return self.model.student.volume_logits(torch.cat(squares).to(self._device)).movedim(1, 0)
 
@@ -284,10 +292,9 @@ class Session:
             return None
         for _ in self.embed():
             pass
-        weights, bias = self._text(checked_prompt(prompt))
-        if self._features is None or self._student is None:
+        if self._student is None:
             raise ValueError("the slices are not embedded")
-        text_logits = self._fitted(text_product(self._features, weights, bias), slice(None))[:, 0]
+        text_logits = self._text_logits(list(range(self.slices)), self._text(checked_prompt(prompt)), True)[:, 0]
         column = self.model.card.structures.index(structure)
         return Signs.of(self._student[:, column].float(), text_logits.float(), structure.text_weight)
 
@@ -295,25 +302,23 @@ class Session:
     def image_embedding(self, slices: int = 4) -> NDArray[np.float32]:
         """Mean of the global image embeddings of evenly spread slices, (D,), L2-normalised."""
         places = sorted({int(z) for z in np.linspace(0, self.slices - 1, slices + 2).round()[1:-1]})
-        image = slabs(self._stack, self._scale, self._grid, places).to(self._device)
+        image = self._slices.slabs(places).to(self._device)
         mean = F.normalize(self.model.vlm.embed_image(image).mean(0), dim=0)
         return mean.float().cpu().numpy()
 
     @torch.inference_mode()
     def _masks(
-        self, indices: list[int], weights: Tensor, bias: Tensor, structure: KnownStructure | None
+        self, indices: list[int], text: Tensor, structure: KnownStructure | None
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
-        if self._features is None or self._student is None or self._image is None:
+        if self._student is None:
             raise ValueError("the slices are not embedded")
-        whole = len(indices) == self.slices and indices == sorted(indices)
-        chosen = slice(None) if whole else torch.tensor(indices)
-        text_logits = text_product(self._features[chosen], weights, bias)
-        text_logits = self._fitted(text_logits, chosen)
+        text_logits = self._text_logits(indices, text, structure is not None)
         if structure is None:
             text_mask = self._on_grid(text_logits)
             return text_mask, np.zeros_like(text_mask), text_mask
         column = self.model.card.structures.index(structure)
-        prediction_logits = self._student[chosen, column : column + 1]
+        whole = len(indices) == self.slices and indices == sorted(indices)
+        prediction_logits = self._student[slice(None) if whole else torch.tensor(indices), column : column + 1]
         if structure.text_weight in (0.0, 1.0):  # the merged mask is one of the two
             both = self._on_grid(torch.cat([text_logits, prediction_logits], 1), channels=2)
             return both[:, 0], both[:, 1], both[:, 1 - int(structure.text_weight)]
@@ -321,18 +326,14 @@ class Session:
         together = self._on_grid(torch.cat([text_logits, prediction_logits, merged], 1), channels=3)
         return together[:, 0], together[:, 1], together[:, 2]
 
-    def _fitted(self, logits: Tensor, chosen: slice | Tensor) -> Tensor:
-        """Bring text logits to the network's square, refined by PAMR where the model's settings ask for it."""
-        size = self.model.image_size
-        if logits.shape[-1] != size:
-            logits = F.interpolate(logits, (size, size), mode="bilinear", align_corners=False)
-        iterations = self.model.generator_settings.pamr_iterations
-        if iterations and self._image is not None:
-            refined = pamr(logits.sigmoid(), self._image[chosen], iterations).clamp(1e-4, 1 - 1e-4)
-            logits = refined.logit()
+    def _text_logits(self, indices: list[int], text: Tensor, known: bool) -> Tensor:
+        """Logits (len(indices), 1, h, w) on the grid that the prediction lies on."""
+        if isinstance(self._text_reader, PlannedTextReader):
+            return self._text_reader.logits(indices, text, known)
+        plane = None
         if self.model.plan is not None and self._student is not None:  # both masks lie on the plan's grid
-            logits = self._grid.from_square(logits, (self._student.shape[2], self._student.shape[3]))
-        return logits
+            plane = (self._student.shape[2], self._student.shape[3])
+        return self._text_reader.logits(indices, text, plane)
 
     def _on_grid(self, logits: Tensor, channels: int = 1) -> NDArray[np.uint8]:
         """Logits on the square → probabilities in 1/255 on the slice's own pixels; the one sigmoid of each mask."""

@@ -16,8 +16,10 @@ from amvlm.learning.patches import PreparedCase
 from amvlm.learning.study import Study
 from amvlm.models import AmvlmModel
 from amvlm.models.planned import PlannedStudent
-from amvlm.models.scan import plan_input
+from amvlm.models.planned_text import Frame, PlannedFilmUNet, projected_patches
+from amvlm.models.scan import nearest_slice, plan_input
 from amvlm.models.student import Student
+from amvlm.models.text_volume import VolumeTextMask
 from amvlm.planning import Plan
 
 _SLICES = 32
@@ -26,8 +28,9 @@ _SLICES = 32
 @torch.no_grad()
 def dices_before(
     model: AmvlmModel | None, study: Study, plan: Plan, cases: Sequence[PreparedCase], device: torch.device
-) -> dict[str, float]:
-    """Mean Dice of an earlier model's prediction by structure; only of structures that both know.
+) -> dict[str, dict[str, float]]:
+    """Mean Dice of an earlier model's prediction ("student") and text mask ("text_mask") by structure; only of
+    structures that both know.
 
     Empty without a model, without cases, or if it slices along another axis.
     """
@@ -36,35 +39,59 @@ def dices_before(
     if model is None or model.student is None or not any(column is not None for column in columns):
         return {}
     model.to(device).eval()
-    table = []
+    prompts = model.vlm.embed_prompt([(*structure.prompts, structure.name)[0] for structure in model.card.structures])
+    tables: dict[str, list[list[float]]] = {"student": [], "text_mask": []}
     for case in cases:
-        logits = _answer(model, study.store.read_image(study.cases[case.case_id]), plan.axis)
-        if logits is None:
+        volume = study.store.read_image(study.cases[case.case_id])
+        answers = _answers(model, volume, plan.axis, prompts)
+        if answers is None:
             return {}
-        fitted = resampled(logits, case.shape).movedim(1, 0)
-        nothing = torch.full(case.shape, -1.0)
-        ordered = torch.stack([nothing if column is None else fitted[column] for column in columns])
-        table.append(case_dices(ordered, case))
-    dices = np.array(table).reshape(len(table), len(columns))
-    means = {name: dices[~np.isnan(dices[:, s]), s] for s, name in enumerate(plan.structures) if columns[s] is not None}
+        for table, logits in zip(tables.values(), answers, strict=True):
+            fitted = resampled(logits, case.shape).movedim(1, 0)
+            nothing = torch.full(case.shape, -1.0)
+            ordered = torch.stack([nothing if column is None else fitted[column] for column in columns])
+            table.append(case_dices(ordered, case))
+    judged = [s for s, column in enumerate(columns) if column is not None]
+    means = {kind: _means(table, plan.structures, judged) for kind, table in tables.items()}
+    return means if means["student"] else {}
+
+
+def _means(table: list[list[float]], names: Sequence[str], judged: Sequence[int]) -> dict[str, float]:
+    dices = np.array(table).reshape(len(table), len(names))
+    means = {names[s]: dices[~np.isnan(dices[:, s]), s] for s in judged}
     return {name: round(float(own.mean()), 4) for name, own in means.items() if len(own)}
 
 
-def _answer(model: AmvlmModel, volume: Volume, axis: int) -> Tensor | None:
-    """Logits (Z, S, H, W) on a grid of the scan's own extent; None along another axis."""
-    student = model.student
-    if isinstance(student, PlannedStudent):
-        same = student.plan.axis == axis
-        return student.volume_logits(*plan_input(volume, student.plan)).movedim(1, 0) if same else None
-    grid = SliceGrid.of(volume, model.image_size)
+def _answers(model: AmvlmModel, volume: Volume, axis: int, prompts: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Prediction's and text mask's logits, (Z, S, H, W) each, on grids of the scan's own extent; None along another
+    axis."""
+    student, generator, plan = model.student, model.generator, model.plan
+    grid = SliceGrid.of(volume, model.image_size, None if plan is None else plan.axis)
     if grid.axis != axis or student is None:
         return None
     stack = grid.stack(volume.array)
     scale = IntensityScale.of(stack)
-    places = [list(range(z, min(z + _SLICES, len(stack)))) for z in range(0, len(stack), _SLICES)]
-    images = [slabs(stack, scale, grid, part) for part in places]
-    square = (grid.window[2], grid.window[3])
-    return grid.from_square(_squares(student, images), square).cpu()
+
+    def images(places: list[int]) -> Tensor:
+        return slabs(stack, scale, grid, places).to(prompts.device)
+
+    parts = [list(range(z, min(z + _SLICES, len(stack)))) for z in range(0, len(stack), _SLICES)]
+    inside = (grid.window[2], grid.window[3])
+    if isinstance(student, PlannedStudent):
+        planes, spacing_mm = plan_input(volume, student.plan)
+        predicted = student.volume_logits(planes, spacing_mm).movedim(1, 0)
+    else:
+        predicted = grid.from_square(_squares(student, [images(part) for part in parts]), inside).cpu()
+    if isinstance(student, PlannedStudent) and isinstance(generator, PlannedFilmUNet):
+        every, region = list(range(len(planes))), student.region(planes, spacing_mm)
+        seen = VolumeTextMask(
+            generator, planes,
+            lambda place: projected_patches(model.vlm, images([nearest_slice(place, len(every), len(stack))]))[0],
+            Frame.of(grid),
+        )  # fmt: skip
+        return predicted, torch.stack([seen.logits(every, prompt, region) for prompt in prompts], 1)
+    texts = torch.cat([generator(images(part), prompts.expand(len(part), -1, -1)).float() for part in parts])
+    return predicted, grid.from_square(texts, inside).cpu()
 
 
 def _squares(student: Student, images: list[Tensor]) -> Tensor:

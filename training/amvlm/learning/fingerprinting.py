@@ -21,6 +21,7 @@ from amvlm.learning.study import Study
 from amvlm.models.planned import PlannedStudent
 from amvlm.models.scan import stack_of
 from amvlm.planning import (
+    OTHER,
     CaseFacts,
     Fingerprint,
     Machine,
@@ -64,10 +65,14 @@ def fingerprint_of(study: Study, minutes: float, machine: Machine) -> Generator[
             exclusive = exclusive and not overlap(list(masks.values()))
             if not volume.modality and stack.ndim == 3 and looks_like_hounsfield(evenly_spread(stack)):
                 modalities[case_id] = "CT"
+            elif not volume.modality and not bool(stack.min() < 0):
+                modalities[case_id] = OTHER
             if modalities.get(case_id, volume.modality) == "CT":
                 samples.append(foreground_sample(stack, union))
         if done % 10 == 9:
             yield Progress(stage="measuring the study", step=done + 1, steps=len(study.training))
+    if "CT" not in {*modalities.values(), *(case.modality for case in study.cases.values())}:
+        modalities = {}  # where nothing is a CT, what is none needs no name
     return Fingerprint(
         cases=tuple(_case_facts(study, case_id, axis, modalities) for case_id in study.cases), axis=axis,
         channels=3 if channels == 3 else 1, planar=study.planar,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,7 +18,7 @@ from amvlm.learning.checkpoint import notes_damaged
 from amvlm.learning.context import Context
 from amvlm.learning.ema import make_teacher
 from amvlm.learning.study import LabelledCase, Study, priors
-from amvlm.learning.texts import TextTable
+from amvlm.learning.texts import TextTable, shared_words
 from amvlm.losses import merged_logits
 from amvlm.models import (
     AmvlmModel,
@@ -50,6 +51,53 @@ class _Notes(BaseModel):
     batch_parts: int = Field(ge=1, le=1024)
     expected_dice: list[ExpectedDice | None]
     best_expected_dice: list[ExpectedDice | None]
+
+
+class Learned(NamedTuple):
+    """What a run found of one structure: its share of the voxels, α, and what foretells its Dice."""
+
+    prior: float
+    text_weight: float
+    expected_dice: ExpectedDice | None
+
+
+def trained_card(
+    vlm: VisionLanguageModel,
+    study: Study,
+    settings: TrainSettings,
+    name: str,
+    learned: Sequence[Learned],
+    calibration: Calibration,
+    validation: dict[str, dict[str, float]],
+    labelled: int,
+) -> ModelCard:
+    """The card of a model that was trained on a study."""
+    words, captions = shared_words(study.captions)
+    return ModelCard(
+        name=name,
+        kind="trained",
+        modality=study.modality,
+        laterality=vlm.card_laterality,
+        unswapped=vlm.unswapped,
+        planar=study.planar,
+        structures=tuple(
+            KnownStructure(
+                name=s.name, aliases=s.aliases, prompts=s.prompts or (s.name,), prior=own.prior,
+                text_weight=own.text_weight, calibration=calibration, expected_dice=own.expected_dice,
+            )
+            for s, own in zip(study.structures, learned, strict=True)
+        ),
+        free_captions=bool(study.captions),
+        words=words,
+        captions=captions,
+        store_id=study.store.store_id,
+        data_fingerprint=study.fingerprint,
+        revisions=tuple(revision.revision_id for revision in study.snapshot.revisions),
+        labelled_cases=labelled,
+        unlabelled_cases=len(study.unlabelled),
+        validation=validation,
+        settings=settings.for_the_record().model_dump(mode="json"),
+    )  # fmt: skip
 
 
 @dataclass
@@ -100,7 +148,9 @@ class Networks:
         vlm = copy.deepcopy(base.vlm).to(context.device).eval().requires_grad_(False)
         foreground = priors(labelled, len(context.study.names))
         learned = base.card.kind == "pretrained" and base.card.labelled_cases > 0
-        form = base.generator_settings if base.card.labelled_cases > 0 else GeneratorSettings()
+        form = GeneratorSettings()
+        if base.card.labelled_cases > 0 and isinstance(base.generator_settings, GeneratorSettings):
+            form = base.generator_settings
         generator = build_generator(form, vlm, sum(foreground) / len(foreground))
         if learned:
             generator.load_state_dict(base.generator.state_dict())
@@ -211,29 +261,8 @@ class Networks:
         expected = (self.best_expected_dice if validated else self.expected_dice) or [None] * len(weights)
         validation = {f"after {kind}": dices for kind, dices in self.best_dices.items()}
         validation |= {f"before {kind}": dices for kind, dices in before.items()}
-        card = ModelCard(
-            name=name,
-            kind="trained",
-            modality=study.modality,
-            laterality=self.vlm.card_laterality,
-            unswapped=self.vlm.unswapped,
-            planar=study.planar,
-            structures=tuple(
-                KnownStructure(
-                    name=s.name, aliases=s.aliases, prompts=s.prompts or (s.name,), prior=float(self.foreground[index]),
-                    text_weight=weights[index], calibration=self.calibration, expected_dice=expected[index],
-                )
-                for index, s in enumerate(study.structures)
-            ),
-            free_captions=bool(study.captions),
-            store_id=study.store.store_id,
-            data_fingerprint=study.fingerprint,
-            revisions=tuple(revision.revision_id for revision in study.snapshot.revisions),
-            labelled_cases=labelled,
-            unlabelled_cases=len(study.unlabelled),
-            validation=validation,
-            settings=settings.for_the_record().model_dump(mode="json"),
-        )  # fmt: skip
+        learned = [Learned(*parts) for parts in zip(self.foreground.tolist(), weights, expected, strict=True)]
+        card = trained_card(self.vlm, study, settings, name, learned, self.calibration, validation, labelled)
         generator = self.best_generator if validated else self.generator_teacher
         student = self.best_teacher if validated else self.teacher
         self.generator.load_state_dict(generator.state_dict())

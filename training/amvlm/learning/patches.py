@@ -82,36 +82,50 @@ class PatchBatch(NamedTuple):
         return PatchBatch(*(field.to(device, non_blocking=True) for field in self))
 
 
+class Place(NamedTuple):
+    """The centre of a crop: slice, row and column of a case."""
+
+    case: PreparedCase
+    centre: list[int]
+
+
 class PatchSampler:
-    """Draws patches; all chance comes from the generator that is handed in."""
+    """Draws patches; all chance comes from the generator that is handed in. ``crop`` holds the rows and columns that it
+    cuts."""
 
     def __init__(self, plan: Plan, cases: Sequence[PreparedCase]) -> None:
         self._plan, self._cases = plan, list(cases)
         self._regions = [case.region(plan) for case in cases]
         _, rows, columns = plan.patch
-        self._crop = (math.ceil(rows * _REACH), math.ceil(columns * _REACH))
+        self.crop = (math.ceil(rows * _REACH), math.ceil(columns * _REACH))
 
     def draw(self, count: int, rng: Rng) -> PatchBatch:
         """``count`` crops, larger than the patch, not changed yet."""
-        plan = self._plan
-        images: list[NDArray[np.float16]] = []
-        masks: list[NDArray[np.uint8]] = []
-        known = []
+        return self.cut(self.places(count, rng))
+
+    def places(self, count: int, rng: Rng) -> list[Place]:
+        """Which cases, and where in them, crops are centred."""
+        found = []
         for _ in range(count):
             index = int(rng.integers(len(self._cases)))
-            case = self._cases[index]
-            centre = self._centre(case, self._regions[index], rng)
-            cut, mask = self._cut(case, centre)
-            images.append(cut)
-            masks.append(mask)
-            known.append(case.known)
-        image = torch.from_numpy(np.stack(images)).float()
-        labels = torch.from_numpy(np.stack(masks)).float()
+            found.append(Place(self._cases[index], self._centre(self._cases[index], self._regions[index], rng)))
+        return found
+
+    def cut(self, places: Sequence[Place]) -> PatchBatch:
+        """The crops around some places."""
+        plan = self._plan
+        cuts = [self._cut(case, centre) for case, centre in places]
+        image = torch.from_numpy(np.stack([image for image, _ in cuts])).float()
+        labels = torch.from_numpy(np.stack([label for _, label in cuts])).float()
         if plan.dimensions == 3:
             image, labels = image[:, :, 0], labels.movedim(1, 2)
         else:
             image, labels = image.flatten(1, 2), labels[:, 0]
-        return PatchBatch(image, labels, torch.from_numpy(np.stack(known)))
+        return PatchBatch(image, labels, torch.from_numpy(np.stack([case.known for case, _ in places])))
+
+    def corner(self, place: Place) -> tuple[int, int]:
+        """First row and column of a place's crop, which may lie outside the slice."""
+        return place.centre[1] - self.crop[0] // 2, place.centre[2] - self.crop[1] // 2
 
     def _centre(self, case: PreparedCase, region: tuple[slice, slice, slice], rng: Rng) -> list[int]:
         kind = rng.random()
@@ -136,7 +150,7 @@ class PatchSampler:
         inner = np.arange(first, first + plan.patch[0])
         outer = np.arange(first - plan.context, first + plan.patch[0] + plan.context)
         last = case.shape[0] - 1
-        spans = [_span(centre[axis], self._crop[axis - 1], case.shape[axis]) for axis in (1, 2)]
+        spans = [_span(centre[axis], self.crop[axis - 1], case.shape[axis]) for axis in (1, 2)]
         (rows, pad_rows), (columns, pad_columns) = spans
         image = case.image[np.clip(outer, 0, last)][:, :, rows, columns]
         label = case.labels[np.clip(inner, 0, last)][:, :, rows, columns]
@@ -158,7 +172,8 @@ def _span(centre: int, side: int, length: int) -> tuple[slice, tuple[int, int]]:
 
 def augmented(batch: PatchBatch, plan: Plan, rng: Rng) -> PatchBatch:
     """Turn, scale, mirror and shift crops into patches, then change their intensities; all on the batch's device."""
-    return _changed(_moved(batch, plan, rng), rng)
+    crop = (batch.image.shape[-2], batch.image.shape[-1])
+    return changed(moved(batch, plan, affine_moves(len(batch.image), crop, plan, rng)), rng)
 
 
 def plain(batch: PatchBatch, plan: Plan) -> PatchBatch:
@@ -169,30 +184,41 @@ def plain(batch: PatchBatch, plan: Plan) -> PatchBatch:
     return PatchBatch(batch.image[inside], batch.labels[inside], batch.known)
 
 
-def _moved(batch: PatchBatch, plan: Plan, rng: Rng) -> PatchBatch:
-    """One affine move per sample, in the plane of the slices: ±30° and 0.7–1.4 on a part of them each, and any angle on
-    the plan's share."""
-    image, labels = batch.image, batch.labels
-    count = len(image)
+def affine_moves(count: int, crop: tuple[int, int], plan: Plan, rng: Rng) -> Tensor:
+    """One affine move per sample, in the plane of the slices: ±30° and 0.7–1.4 on a part of them each, and any
+    angle on the plan's share.
+
+    Returns
+    -------
+    Tensor, (count, 2, 3), float32
+        From the patch's normalised coordinates to those of the crop, which spans −1 to 1.
+    """
     _, rows, columns = plan.patch
     which, turn = rng.random(count), rng.uniform(-np.pi, np.pi, count)
     angle = np.where(which < 1 - plan.any_angle, np.where(which < 0.4, turn / 6, 0.0), turn)
     scale = np.where(rng.random(count) < 0.4, rng.uniform(0.7, 1.4, count), 1.0)
     flips = np.stack([np.where((rng.random(count) < 0.5) & allowed, -1.0, 1.0) for allowed in plan.mirror[::-1]], 1)
     cosine, sine = np.cos(angle) * scale, np.sin(angle) * scale
-    crop_rows, crop_columns = image.shape[-2:]
-    theta = np.zeros((count, 2, 3), np.float32)  # in crop coordinates, where the whole crop spans −1 to 1
+    crop_rows, crop_columns = crop
+    theta = np.zeros((count, 2, 3), np.float32)
     theta[:, 0, 0], theta[:, 0, 1] = cosine * columns / crop_columns, -sine * rows / crop_columns
     theta[:, 1, 0], theta[:, 1, 1] = sine * columns / crop_rows, cosine * rows / crop_rows
     theta[:, :, :2] *= flips[:, None, :]
+    return torch.from_numpy(theta)
+
+
+def moved(batch: PatchBatch, plan: Plan, moves: Tensor) -> PatchBatch:
+    """The patches that :func:`affine_moves` leads to."""
+    image, labels = batch.image, batch.labels
+    _, rows, columns = plan.patch
     flat = labels.flatten(1, -3)
-    grid = F.affine_grid(torch.from_numpy(theta).to(image.device), [count, 1, rows, columns], align_corners=False)
-    moved = F.grid_sample(image, grid, padding_mode="border", align_corners=False)
+    grid = F.affine_grid(moves.to(image.device), [len(image), 1, rows, columns], align_corners=False)
+    turned = F.grid_sample(image, grid, padding_mode="border", align_corners=False)
     answer = F.grid_sample(flat, grid, mode="nearest", align_corners=False)
-    return PatchBatch(moved, answer.reshape(*labels.shape[:-2], rows, columns), batch.known)
+    return PatchBatch(turned, answer.reshape(*labels.shape[:-2], rows, columns), batch.known)
 
 
-def _changed(batch: PatchBatch, rng: Rng) -> PatchBatch:
+def changed(batch: PatchBatch, rng: Rng) -> PatchBatch:
     """Noise, blur, brightness, contrast, low resolution and gamma, each on a part of the samples (as nnU-Net does)."""
     image = batch.image
     count, device = len(image), image.device

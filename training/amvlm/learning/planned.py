@@ -9,20 +9,19 @@ from collections.abc import Generator, Iterator, Sequence
 import numpy as np
 import torch
 
-from amvlm.config import TrainSettings
+from amvlm.config import GeneratorSettings, PlannedTextSettings, TrainSettings
 from amvlm.errors import UserError
 from amvlm.events import AnyEvent, Finished, Note, Progress, Validation
 from amvlm.learning.before import dices_before
 from amvlm.learning.calibration import enough, fit_expected_dice, fit_text_weights, mean_dices
 from amvlm.learning.fitting import Learner, Phase, answer, case_dices, pseudo_labelled
-from amvlm.learning.networks import Networks
 from amvlm.learning.patches import PreparedCase
 from amvlm.learning.planned_opening import PlannedRun, open_planned
-from amvlm.learning.planned_text import TEXT_SHARE, on_plan_grid, teach_text
+from amvlm.learning.planned_text import TEXT_SHARE, PlannedText, on_plan_grid, teach_text
 from amvlm.learning.runtime import Clock, FiniteWatch, Means
-from amvlm.learning.study import LabelledCase, load_labelled
-from amvlm.learning.texts import TextTable
-from amvlm.models import AmvlmModel
+from amvlm.learning.study import LabelledCase
+from amvlm.models import AmvlmModel, build_generator
+from amvlm.models.half_unet import HalfUNet
 from amvlm.models.planned import PlannedStudent
 from amvlm.planning import Plan
 from amvlm.store import LabelStore
@@ -43,7 +42,7 @@ def train_planned(
     name: str,
     resume: bool = False,
     previous: AmvlmModel | None = None,
-) -> Iterator[AnyEvent]:
+) -> Generator[AnyEvent, None, None]:
     """Fingerprint, plan, student, text mask; save ``models/<name>``.
 
     Yields
@@ -75,18 +74,20 @@ def _trained(
     clock = Clock(plan.steps)
     before = dices_before(previous, context.study, plan, opened.held_out, context.device)
     if before:
-        yield Validation(step=0, student=before, text_mask={}, merged={})
+        yield Validation(step=0, student=before["student"], text_mask=before["text_mask"], merged={})
     student = yield from _student(opened, resume)
-    networks = yield from _text(opened, base, resume)
+    text = yield from _text(opened, base, student, resume)
     if student is None:
         yield Note(level="warning", text=f"Stopped before the first step: {name} makes no prediction.")
     else:
-        yield from _calibrate(opened, networks, student)
-    earlier = {"student": before} if before else {}
-    model = networks.as_model(base, context.study, settings, name, earlier, len(opened.labelled))
+        yield from _calibrate(opened, text, student)
+    model = text.as_model(context.study, settings, name, before, len(opened.labelled))
     card = model.card.model_copy(update={"created": datetime.date.today().isoformat()})
-    kept = None if student is None else plan
-    model = dataclasses.replace(model, student=student, student_settings=None, plan=kept, card=card)
+    if student is None:
+        model = _without_steps(base, model)
+    else:
+        model = dataclasses.replace(model, student=student, plan=plan)
+    model = dataclasses.replace(model, card=card)
     model.to("cpu").save(model_target(store.folder, name))
     store.record_consumed(run.name, context.study.snapshot)
     yield Finished(model=name, stopped_early=run.stop_asked(), seconds=clock.seconds)
@@ -170,23 +171,40 @@ def _dices(opened: PlannedRun, student: PlannedStudent, cases: Sequence[Prepared
     return {name: round(float(dices.mean()), 4) for name, dices in means.items() if len(dices)}
 
 
-def _text(opened: PlannedRun, base: AmvlmModel, resume: bool) -> Generator[AnyEvent, None, Networks]:
-    """The text mask's generator still reads the encoder's square; its masks are brought onto the plan's grid."""
-    context, study = opened.context, opened.context.study
-    table = TextTable(study)
-    labelled = load_labelled(context.bank, study.names, study.training)
-    torch.manual_seed(opened.settings.seed)
-    networks = Networks.fresh(base, opened.settings, labelled, context, table, resume)
-    yield from teach_text(context, networks, table, labelled, opened.settings, opened.generator_steps, resume)
-    return networks
+def _text(
+    opened: PlannedRun, base: AmvlmModel, student: PlannedStudent | None, resume: bool
+) -> Generator[AnyEvent, None, PlannedText]:
+    """The text mask, on the plan's grid like the student, and from what the student knows of images; the
+    vision-language model reads the judged scans once."""
+    context, study, settings = opened.context, opened.context.study, opened.settings
+    torch.manual_seed(settings.seed)
+    text = PlannedText.fresh(base, opened.plan, settings, study, opened.labelled, context.device)
+    if student is not None and isinstance(student.network, HalfUNet):
+        text.network.start_from(student.network)
+    if text.network.reads_patches:
+        judged = [case.case_id for case in (*opened.labelled, *opened.held_out)]
+        for done in text.patches.prepare(judged):
+            if context.stop_asked():
+                break
+            if done % 10 == 0:
+                yield Progress(stage="reading images for the text mask", step=done, steps=len(judged))
+    yield from teach_text(context, text, opened.labelled, settings, opened.generator_steps, resume)
+    return text
 
 
-def _calibrate(opened: PlannedRun, networks: Networks, student: PlannedStudent) -> Iterator[AnyEvent]:
+def _without_steps(base: AmvlmModel, model: AmvlmModel) -> AmvlmModel:
+    """What is left of a run that made no step: the base's text mask, on the encoder's square."""
+    generator, form = base.generator, base.generator_settings
+    if isinstance(form, PlannedTextSettings):  # it would need the base's plan, and its prediction with it
+        form = GeneratorSettings()
+        generator = build_generator(form, model.vlm, model.prior)
+    return dataclasses.replace(model, generator=generator, generator_settings=form, plan=None)
+
+
+def _calibrate(opened: PlannedRun, text: PlannedText, student: PlannedStudent) -> Iterator[AnyEvent]:
     """α and what the signs of quality foretell, on validation cases; where those are fewer than five both are unknown,
     and the merged mask is the prediction alone: a text mask that nobody measured must not hurt."""
-    study, names = opened.context.study, opened.context.study.names
-    table = TextTable(study)
-    networks.text_weights = [0.0] * len(names)
+    names = opened.context.study.names
     judged = [
         LabelledCase(case.case_id, [case.mask(s).astype(np.uint8) for s in range(len(names))], case.known)
         for case in opened.held_out
@@ -201,17 +219,16 @@ def _calibrate(opened: PlannedRun, networks: Networks, student: PlannedStudent) 
         return
     found = []
     for done, (case, own) in enumerate(zip(opened.held_out, judged, strict=True)):
-        found.append(on_plan_grid(opened.context, networks, table, opened.plan, case, own, answer(student, case)))
+        found.append(on_plan_grid(text, student, case, own))
         yield Progress(stage="measuring", step=done + 1, steps=len(judged))
     if enough(judged, len(names)):
-        networks.calibration = "validation cases"
+        text.calibration = "validation cases"
         if opened.settings.merge == "gated":
-            networks.text_weights = fit_text_weights(found, len(names))
+            text.text_weights = fit_text_weights(found, len(names))
         else:
-            networks.text_weights = [0.5] * len(names)
-        networks.expected_dice = fit_expected_dice(found, networks.text_weights)
-    dices = mean_dices(found, names, networks.text_weights)
-    networks.keep_if_best(dices)
+            text.text_weights = [0.5] * len(names)
+        text.expected_dice = fit_expected_dice(found, text.text_weights)
+    dices = text.dices = mean_dices(found, names, text.text_weights)
     yield Validation(
         step=opened.plan.steps, student=dices["student"], text_mask=dices["text_mask"], merged=dices["merged"]
     )

@@ -22,7 +22,7 @@ from amvlm.learning.study import Study, open_study, snapshot_of_run, with_contro
 from amvlm.models import AmvlmModel
 from amvlm.models.half_unet import HalfUNet
 from amvlm.models.planned import read_plan
-from amvlm.planning import Plan, make_plan
+from amvlm.planning import Fingerprint, Plan, make_plan
 from amvlm.store import LabelStore, Revision
 from amvlm.store.runs import RunConfig, RunFolder, process_rank
 
@@ -60,12 +60,11 @@ def open_planned(
     plan: Plan = yield from _plan_of(known, run, study, settings, accelerator.device, precision)
     bank = SliceBank(store, base.image_size, plan.axis)
     prepared = PreparedStudy(store, plan)
-    for stage, steps in (("reading images", prepared.prepare), ("reading images for the text mask", bank.prepare)):
-        for done in steps(list(study.cases.values())):
-            if done % 10 == 0:
-                yield Progress(stage=stage, step=done, steps=len(study.cases))
+    for done in prepared.prepare(list(study.cases.values())):
+        if done % 10 == 0:
+            yield Progress(stage="reading images", step=done, steps=len(study.cases))
     context = Context(study, bank, accelerator, run, flip_axis_of(study))
-    generator_steps = text_steps(context, base, settings) if known is None else known.generator_steps
+    generator_steps = text_steps(context, base, plan, settings) if known is None else known.generator_steps
     if known is None:
         run.write_config(
             {
@@ -83,38 +82,44 @@ def open_planned(
     yield Started(
         job="train", labelled=len(opened.labelled), unlabelled=len(study.unlabelled),
         validation=len(opened.held_out), structures=study.names, steps=plan.steps, device=str(context.device),
-        precision=precision,
+        precision=precision, minutes=plan.minutes,
     )  # fmt: skip
     yield Note(text=f"The plan: {plan.sentence()}.")
+    for reason in plan.reasons:
+        if reason.notable:
+            yield Note(level="warning", text=f"{reason.choice.capitalize()}: {reason.value} ({reason.why}).")
     if settings.student != StudentSettings():
         yield Note(level="warning", text="The plan chooses the network: what was set for the student is not used.")
     return opened
 
 
-def plan_of_store(store: LabelStore, settings: TrainSettings) -> Plan:
-    """What ``amvlm plan`` prints: the plan that a run would begin with now."""
+def fingerprint_of_store(store: LabelStore, settings: TrainSettings) -> Fingerprint:
+    """The study and this machine in numbers, as a run would measure them now."""
     precision, threads = _compute(settings)
     torch.set_num_threads(threads)
     device = chosen_device(settings)
-    steps = planned(open_study(store, wanted=settings.structures), settings, device, precision)
+    study = open_study(store, wanted=settings.structures)
+    steps = fingerprint_of(study, settings.minutes, measured_machine(device, precision))
     while True:
         try:
             next(steps)
         except StopIteration as end:
-            plan: Plan = end.value
-            return plan
+            facts: Fingerprint = end.value
+            return facts
 
 
 def planned(
     study: Study, settings: TrainSettings, device: torch.device, precision: str
 ) -> Generator[AnyEvent, None, Plan]:
     """The study's plan on this machine."""
-    machine = measured_machine(device, precision)
-    facts = yield from fingerprint_of(study, settings.minutes, machine)
+    facts = yield from fingerprint_of(study, settings.minutes, measured_machine(device, precision))
+    return plan_for(facts, settings)
+
+
+def plan_for(facts: Fingerprint, settings: TrainSettings) -> Plan:
+    """The plan, less what the settings leave out."""
     plan = make_plan(facts)
-    if settings.mode == "labelled_only":
-        plan = plan.model_copy(update={"recipe": "labelled"})
-    return plan
+    return plan.model_copy(update={"recipe": "labelled"}) if settings.mode == "labelled_only" else plan
 
 
 def _judged(prepared: PreparedStudy, study: Study, by_case: dict[str, dict[str, Revision]]) -> list[PreparedCase]:

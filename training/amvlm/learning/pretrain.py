@@ -26,6 +26,7 @@ from amvlm.learning.study import (
     with_controls,
 )
 from amvlm.learning.teach import teach_generator
+from amvlm.learning.texts import shared_words
 from amvlm.models import AmvlmModel, KnownStructure, ModelCard, VisionLanguageModel, build_generator, build_student
 from amvlm.models.generator import FrozenLinear
 from amvlm.store import LabelStore
@@ -146,6 +147,7 @@ def _card(
     study: Study, vlm: VisionLanguageModel, labelled: list[LabelledCase], settings: PretrainSettings, name: str
 ) -> ModelCard:
     foreground = priors(labelled, len(study.names))
+    words, captions = shared_words(study.captions)
     return ModelCard(
         name=name,
         kind="pretrained",
@@ -160,6 +162,8 @@ def _card(
             if any(case.areas[index].any() for case in labelled)
         ),
         free_captions=bool(study.captions),
+        words=words,
+        captions=captions,
         store_id=study.store.store_id,
         data_fingerprint=study.fingerprint,
         revisions=tuple(r.revision_id for r in study.snapshot.revisions),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import torch
 from numpy.random import Generator as Rng
@@ -10,11 +12,36 @@ from torch import Tensor
 
 from amvlm.imaging.halves import half
 from amvlm.learning.study import Study
-from amvlm.text import LOW_SIDE, Side, normalise_caption, one_sided, swap_sides, without_count
+from amvlm.text import LOW_SIDE, Side, medical_words, normalise_caption, one_sided, swap_sides, without_count
 
 PLAIN_PROMPT_SHARE = 0.2
 WITHOUT_COUNT_SHARE = 0.25
 _SIDES: tuple[Side, Side] = ("left", "right")
+_FEWEST_CASES = 5
+_WORD, _PLAIN = re.compile(r"[a-z]+"), re.compile(r"[a-z ,;-]+")
+
+
+def shared_words(captions: Mapping[tuple[str, str], str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What a model's card may keep of the reports it was trained on: words, and captions made of them alone.
+
+    Only words of our own medical list, and only what stands in the reports of five cases or more: a card travels, and
+    reports may name people.
+
+    Parameters
+    ----------
+    captions : mapping
+        (case id, structure) → text.
+    """
+    by_case: dict[str, set[str]] = {}
+    for (case_id, _), text in captions.items():
+        by_case.setdefault(case_id, set()).add(normalise_caption(text))
+    medical = medical_words()
+    words = Counter(word for own in by_case.values() for word in {w for text in own for w in _WORD.findall(text)})
+    kept = sorted(word for word, cases in words.items() if cases >= _FEWEST_CASES and word in medical)
+    texts = Counter(text for own in by_case.values() for text in own)
+    known = set(kept)
+    shared = [text for text, cases in texts.items() if cases >= _FEWEST_CASES and _PLAIN.fullmatch(text)]
+    return tuple(kept), tuple(sorted(text for text in shared if known.issuperset(_WORD.findall(text))))
 
 
 class TextTable:
@@ -27,6 +54,11 @@ class TextTable:
         found = dict.fromkeys([*self._prompts, *study.captions.values(), *variants])
         self.texts = list(dict.fromkeys([*found, *map(swap_sides, found)]))
         self._row = {text: row for row, text in enumerate(self.texts)}
+
+    @property
+    def names(self) -> list[str]:
+        """The study's structures."""
+        return self._study.names
 
     def caption(self, case_id: str, structure: str) -> str | None:
         return self._study.captions.get((case_id, structure))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from amvlm.learning.batches import LabelledBatch, UnlabelledBatch, labelled_batc
 from amvlm.learning.calibration import case_logits, enough, fit_expected_dice, fit_text_weights, mean_dices
 from amvlm.learning.checkpoint import load_checkpoint, save_checkpoint
 from amvlm.learning.context import Context
+from amvlm.learning.countdown import counted_down
 from amvlm.learning.cross_fit import cross_fitted
 from amvlm.learning.ema import follow
 from amvlm.learning.gathering import summed
@@ -63,9 +65,16 @@ def train(
     UserError
         If no training case is labelled, or the student cannot read these images.
     """
-    if settings.minutes > 0:
-        yield from train_planned(store, base, settings, run, name, resume, previous)
+    if settings.by_minutes:
+        planned = train_planned(store, base, settings, run, name, resume, previous)
+        with closing(planned):
+            yield from counted_down(planned, settings.minutes)
         return
+    side = base.image_size
+    yield Note(
+        text=f"By steps: slices are scaled to {side}×{side} px, the size of the model {base.card.name}. "
+        "A training by minutes keeps the scans' own resolution."
+    )
     opened = yield from open_run(store, base, settings, run, name, resume)
     settings, context = opened.settings, opened.context
     table = TextTable(context.study)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from amvlm.config import GeneratorSettings, StudentSettings
+from amvlm.config import GeneratorSettings, PlannedTextSettings, StudentSettings
 from amvlm.errors import UserError
 from amvlm.models.card import _LONGEST_CARD, RESEARCH_ONLY, KnownStructure, ModelCard, file_of, read_card
 from amvlm.models.description import (
@@ -34,6 +34,7 @@ from amvlm.models.description import (
 from amvlm.models.encoders import EncoderRecipe
 from amvlm.models.generator import TextMaskGenerator, build_generator
 from amvlm.models.planned import PlannedStudent, read_plan
+from amvlm.models.planned_text import PatchFeatures, PlannedFilmUNet, planned_film_unet, projected_patches
 from amvlm.models.student import Student, build_student
 from amvlm.models.vlm import VisionLanguageModel
 from amvlm.outside import read_small
@@ -47,11 +48,14 @@ _ATTEMPTS, _MOST_VOXELS = 3, 1 << 22
 
 @dataclass
 class AmvlmModel:
-    """The networks that belong together; ``student`` is None after pre-training."""
+    """The networks that belong together; ``student`` is None after pre-training.
+
+    ``generator`` works on the encoder's square, or in a model made by minutes on the plan's grid.
+    """
 
     vlm: VisionLanguageModel
-    generator: TextMaskGenerator
-    generator_settings: GeneratorSettings
+    generator: TextMaskGenerator | PlannedFilmUNet
+    generator_settings: GeneratorSettings | PlannedTextSettings
     student: Student | PlannedStudent | None
     student_settings: StudentSettings | None
     card: ModelCard
@@ -65,7 +69,7 @@ class AmvlmModel:
         return self.vlm.settings.image_size
 
     def networks(self) -> dict[str, nn.Module]:
-        parts = {"vlm": self.vlm, "generator": self.generator}
+        parts: dict[str, nn.Module] = {"vlm": self.vlm, "generator": self.generator}
         return parts if self.student is None else {**parts, "student": self.student}
 
     def to(self, device: torch.device | str) -> AmvlmModel:
@@ -172,8 +176,14 @@ def _built(architecture: Architecture, card: ModelCard, tokenizer: Tokenizer) ->
     vlm = VisionLanguageModel(architecture.encoders, *recipes, tokenizer)
     if card.laterality == "image":
         vlm.read_image_sides(card.unswapped_texts())
-    generator = build_generator(architecture.generator, vlm, architecture.prior)
     plan = None if architecture.plan is None else Plan.model_validate(architecture.plan)
+    generator: TextMaskGenerator | PlannedFilmUNet
+    if isinstance(architecture.generator, GeneratorSettings):
+        generator = build_generator(architecture.generator, vlm, architecture.prior)
+    elif plan is None:
+        raise ValueError("a text mask on a plan's grid needs the plan")
+    else:
+        generator = planned_film_unet(architecture.generator, plan, vlm, architecture.prior)
     student: Student | PlannedStudent | None = None if plan is None else PlannedStudent(plan)
     if plan is None and architecture.student:
         student = build_student(architecture.student, len(card.structures))
@@ -224,7 +234,7 @@ def _check_use(model: AmvlmModel, folder: Path) -> None:
     size = model.image_size
     image = torch.zeros(1, 3, size, size)
     try:
-        answers = [model.vlm.embed_image(image), model.generator(image, model.vlm.embed_prompt(["a"])[None])]
+        answers = [model.vlm.embed_image(image), _text_mask(model, image)]
         if isinstance(model.student, PlannedStudent):
             answers.append(model.student(torch.zeros(model.student.smallest_input)))
         elif model.student is not None and model.student.planes * size * size <= _MOST_VOXELS:
@@ -233,6 +243,16 @@ def _check_use(model: AmvlmModel, folder: Path) -> None:
         raise UserError("the model's networks cannot be run", file=folder, remedy="Choose another model.") from error
     if not all(bool(answer.isfinite().all()) for answer in answers):
         raise UserError("the model's answers are not numbers", file=folder, remedy="Choose another model.")
+
+
+def _text_mask(model: AmvlmModel, image: Tensor) -> Tensor:
+    """Logits of a prompt on an empty image."""
+    text = model.vlm.embed_prompt(["a"])
+    if not isinstance(model.generator, PlannedFilmUNet):
+        return model.generator(image, text[None])  # type: ignore[no-any-return]
+    patches = PatchFeatures(projected_patches(model.vlm, image), torch.eye(2, 3)[None])
+    small = torch.zeros(1, model.generator.plan.inputs, 32, 32)
+    return model.generator(small, patches, text)  # type: ignore[no-any-return]
 
 
 def _check_plain_file(path: Path) -> None:

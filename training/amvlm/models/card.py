@@ -12,7 +12,8 @@ from amvlm.models.quality import ExpectedDice
 from amvlm.outside import read_small
 from amvlm.paths import Slug
 from amvlm.store.folders import standing
-from amvlm.text import mentions
+from amvlm.text import checked_prompt, mentions
+from amvlm.text.read import ReadPrompt, read_prompt
 
 RESEARCH_ONLY = "Research use only, not for diagnosis."
 _LONGEST_CARD = 16 << 20
@@ -59,6 +60,12 @@ class ModelCard(BaseModel):
     planar: bool = False
     structures: Annotated[tuple[KnownStructure, ...], Field(max_length=1_000)] = ()
     free_captions: bool = Field(False, description="trained on reports, so prompts may say more than a structure")
+    words: Annotated[tuple[Word, ...], Field(max_length=20_000)] = Field(
+        (), description="of the reports that it was trained on: medical words that stand in several of them"
+    )
+    captions: Annotated[tuple[Words, ...], Field(max_length=10_000)] = Field(
+        (), description="reports that several cases share, and that hold such words alone"
+    )
     store_id: Word = ""
     data_fingerprint: Word = ""
     revisions: tuple[int, ...] = ()
@@ -67,8 +74,24 @@ class ModelCard(BaseModel):
     validation: Annotated[dict[Word, dict[Word, Score]], Field(max_length=100)] = Field(default_factory=dict)
     settings: dict[str, Any] = Field(default_factory=dict)
 
+    def read(self, prompt: str) -> ReadPrompt:
+        """What a person typed, as this model understands it: a caption to embed, or a refusal.
+
+        A model of reports that keeps none of their words, as those made before did, takes every text as it is.
+
+        Raises
+        ------
+        UserError
+            If such a model is given nothing, or too much.
+        """
+        if self.words or (self.structures and not self.free_captions):
+            return read_prompt(prompt, self.structures, free_words=self.words, captions=self.captions)
+        typed = checked_prompt(prompt)
+        own = self.structure_of(typed)
+        return ReadPrompt(typed, None if own is None else own.name, caption=typed)
+
     def structure_of(self, prompt: str) -> KnownStructure | None:
-        """The known structure that a prompt names; the longest name wins."""
+        """The known structure that a caption of the study names; the longest name wins."""
         found = [structure for structure in self.structures if structure.matches(prompt)]
         return max(found, key=lambda structure: len(structure.name), default=None)
 

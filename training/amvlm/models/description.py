@@ -20,7 +20,7 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from amvlm.config import EncoderSettings, GeneratorSettings, StudentSettings
+from amvlm.config import EncoderSettings, GeneratorSettings, PlannedTextSettings, StudentSettings
 from amvlm.errors import UserError
 
 LONGEST_CONFIG, LONGEST_TOKENIZER, LONGEST_HEADER = 1 << 20, 32 << 20, 16 << 20
@@ -96,7 +96,7 @@ class Architecture(BaseModel):
     image_type: Literal[IMAGE_TYPES]  # type: ignore[valid-type]
     text: Recipe
     text_type: Literal[TEXT_TYPES]  # type: ignore[valid-type]
-    generator: GeneratorSettings
+    generator: GeneratorSettings | PlannedTextSettings
     student: StudentSettings | None
     plan: dict[str, Any] | None = None
     prior: float = Field(gt=0, lt=1)

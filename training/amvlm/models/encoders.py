@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,19 @@ from amvlm.models.description import (
     safe_tokenizer,
     sentences_from_tokenizers,
 )
+from amvlm.text import medical_words
+from amvlm.weights import REGISTRY, find
 
 _TINY = {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 256, "initializer_range": 128**-0.5}
 """BERT's usual 0.02 is meant for a width of 768: at 128 every image then starts with one and the same CLS, and the
 contrast does not leave ln B for hundreds of steps."""
 _TINY_IMAGE, _TINY_TEXT = {**_TINY, "num_hidden_layers": 4}, {**_TINY, "num_hidden_layers": 2}
 PRETRAINED = {
-    "small": ("facebook/deit-small-patch16-224", "sentence-transformers/all-MiniLM-L6-v2"),
+    "small": ("facebook/deit-small-patch16-224", "minilm"),
     "paper": ("facebook/deit-base-patch16-224", "emilyalsentzer/Bio_ClinicalBERT"),
 }
-"""The hub's names behind the presets: image encoder, text encoder. ``tiny`` is built here, from scratch."""
+"""Behind the presets, at the hub or in the registry of weights: image encoder, text encoder. ``tiny`` is built here,
+from scratch."""
 _PICKLED = "It must hold config.json and model.safetensors (transformers format; pickled weights are not read)."
 
 
@@ -87,7 +90,7 @@ def load_image_encoder(name: str, image_size: int) -> tuple[EncoderRecipe, nn.Mo
 
 
 def load_text_encoder(name: str) -> tuple[EncoderRecipe, nn.Module, Tokenizer]:
-    """``tiny`` (BERT from scratch with our word list), ``small``, ``paper``, a hub id or a local folder.
+    """``tiny`` (BERT from scratch with our word list), ``minilm``, ``small``, ``paper``, a hub id or a local folder.
 
     Raises
     ------
@@ -102,13 +105,15 @@ def load_text_encoder(name: str) -> tuple[EncoderRecipe, nn.Module, Tokenizer]:
     from transformers import AutoTokenizer
 
     name = PRETRAINED[name][1] if name in PRETRAINED else name
+    if name in REGISTRY:
+        name = str(find(name))
     recipe, model = _pretrained(name)
     if not hasattr(model.config, "vocab_size") or not hasattr(model.config, "hidden_size"):
         raise UserError(
             f"{Path(name).name!r} is not a text encoder", remedy="Choose a BERT-like encoder, for example a MiniLM."
         )
     try:
-        fast = AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=False)
+        fast = AutoTokenizer.from_pretrained(**_place(name), use_fast=True, trust_remote_code=False)
         content = fast.backend_tokenizer.to_str()
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(
@@ -122,10 +127,11 @@ def _pretrained(name: str) -> tuple[EncoderRecipe, nn.Module]:
 
     if Path(name).exists() and not (Path(name) / "config.json").is_file():
         raise UserError("the encoder folder is not complete", file=name, remedy=_PICKLED)
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # else the hub is asked to convert pickles in the background
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(**_place(name), trust_remote_code=False)
         options = _POOLERLESS.get(config.model_type, {})
-        model = AutoModel.from_pretrained(name, trust_remote_code=False, use_safetensors=True, **options)
+        model = AutoModel.from_pretrained(**_place(name), trust_remote_code=False, use_safetensors=True, **options)
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
         raise UserError(f"the encoder {Path(name).name!r} could not be loaded", remedy=_PICKLED) from error
     if config.model_type not in (*IMAGE_TYPES, *TEXT_TYPES):
@@ -133,6 +139,14 @@ def _pretrained(name: str) -> tuple[EncoderRecipe, nn.Module]:
             f"encoders of type {config.model_type!r} are not known here", remedy="Choose a ViT, or a BERT-like encoder."
         )
     return EncoderRecipe(config.model_type, plain_recipe(config.to_diff_dict())), _ready(model)
+
+
+def _place(name: str) -> dict[str, str]:
+    """What transformers is told: a folder, or a hub id with its revision ("owner/name@revision"; "main" without)."""
+    if Path(name).exists() or "@" not in name:
+        return {"pretrained_model_name_or_path": name}
+    hub_id, revision = name.rsplit("@", 1)
+    return {"pretrained_model_name_or_path": hub_id, "revision": revision}
 
 
 _ATTENTION = "amvlm_cls_row"
@@ -181,9 +195,8 @@ def _register_attention() -> None:
 
 def medical_tokenizer() -> Tokenizer:
     """WordPiece over our list of radiology words, falling back to letters, so no Latin word is unknown."""
-    words = resources.files("amvlm.text").joinpath("vocabulary.txt").read_text("utf-8").split()
     letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
-    entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{c}" for c in letters), *words]
+    entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{c}" for c in letters), *medical_words()]
     vocabulary = {word: index for index, word in enumerate(dict.fromkeys(entries))}
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=64))
     tokenizer.normalizer = BertNormalizer(lowercase=True)

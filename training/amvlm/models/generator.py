@@ -57,7 +57,24 @@ class TextMaskGenerator(nn.Module):
         return logits
 
 
-_TEXT_AXES = 32
+TEXT_AXES = 32
+
+
+def principal_axes(texts: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and principal axes (D, 32) of texts (T, D), scaled to one variance each; axes not needed are 0."""
+    different = torch.unique(texts.float(), dim=0)
+    mean = different.mean(0)
+    _, singular, axes = torch.linalg.svd(different - mean, full_matrices=False)
+    sd = singular / math.sqrt(max(1, len(different) - 1))
+    kept = min(TEXT_AXES, int((sd > 1e-3 * sd[0].clamp(min=1e-6)).sum()))
+    found = texts.new_zeros(texts.shape[1], TEXT_AXES, dtype=torch.float32)
+    found[:, :kept] = axes[:kept].T / sd[:kept] * math.sqrt(TEXT_AXES / max(1, kept))
+    return mean, found
+
+
+def standardised(text: Tensor, mean: Tensor, axes: Tensor) -> Tensor:
+    """Where prompts (..., D) lie along the axes, (..., 32)."""
+    return ((text.float() - mean) @ axes).clamp(-3, 3)
 
 
 def _place(image: Tensor) -> Tensor:
@@ -88,11 +105,11 @@ class FilmUNet(TextMaskGenerator):
         )
         self.position = settings.position
         width = channels[0] + (2 if settings.position else 0)
-        self.film = nn.Sequential(nn.Linear(_TEXT_AXES, 128), nn.GELU(), nn.Linear(128, 2 * width))
+        self.film = nn.Sequential(nn.Linear(TEXT_AXES, 128), nn.GELU(), nn.Linear(128, 2 * width))
         self.read = nn.Parameter(torch.randn(width) / math.sqrt(width))
         self.bias = nn.Parameter(torch.tensor(math.log(prior / (1 - prior))))
         self.register_buffer("text_mean", torch.zeros(text_size))
-        self.register_buffer("text_axes", torch.zeros(text_size, _TEXT_AXES))
+        self.register_buffer("text_axes", torch.zeros(text_size, TEXT_AXES))
 
     def fit_text(self, texts: Tensor) -> None:
         """Learn in what the run's texts differ, (T, D + width): their principal axes, scaled to one variance each.
@@ -100,13 +117,9 @@ class FilmUNet(TextMaskGenerator):
         Sentence embeddings of similar captions are nearly parallel (cosine 0.95 and more), and a word such as "left"
         moves them least of all; without this the text would hardly change the modulation.
         """
-        different = torch.unique(texts.float(), dim=0)
-        self.text_mean.copy_(different.mean(0))
-        _, singular, axes = torch.linalg.svd(different - self.text_mean, full_matrices=False)
-        sd = singular / math.sqrt(max(1, len(different) - 1))
-        kept = min(_TEXT_AXES, int((sd > 1e-3 * sd[0].clamp(min=1e-6)).sum()))
-        self.text_axes.zero_()
-        self.text_axes[:, :kept] = axes[:kept].T / sd[:kept] * math.sqrt(_TEXT_AXES / max(1, kept))
+        mean, axes = principal_axes(texts)
+        self.text_mean.copy_(mean)
+        self.text_axes.copy_(axes)
 
     def features(self, image: Tensor) -> Tensor:
         if not self.position:
@@ -115,7 +128,7 @@ class FilmUNet(TextMaskGenerator):
         return torch.cat([F.relu(self.unet(torch.cat([image, place], 1))), place], 1)
 
     def text_weights(self, text: Tensor) -> tuple[Tensor, Tensor]:
-        standard = ((text.float() - self.text_mean) @ self.text_axes).clamp(-3, 3)
+        standard = standardised(text, self.text_mean, self.text_axes)
         scale, shift = self.film(standard).float().chunk(2, dim=-1)
         return self.read * (1 + scale), (self.read * shift).sum(-1) + self.bias
 

@@ -40,6 +40,8 @@ class HalfUNet(nn.Module):
         Width of each level, the first at half resolution.
     decoder : {"concat", "sum"}
         How coarse features meet fine ones: side by side, or narrowed and added.
+    extra : int
+        Further channels that each level of the decoder reads.
     """
 
     def __init__(
@@ -48,27 +50,42 @@ class HalfUNet(nn.Module):
         outputs: int,
         channels: Sequence[int] = (32, 64, 128, 256),
         decoder: Literal["concat", "sum"] = "concat",
+        extra: int = 0,
     ) -> None:
         super().__init__()
         below = [4 * inputs, *channels[:-1]]
         self.down = nn.ModuleList(_block(a, b) for a, b in zip(below, channels, strict=True))
         pairs = list(zip(channels[:0:-1], channels[-2::-1], strict=True))
         summed = decoder == "sum"
-        self.up = nn.ModuleList(_block(fine if summed else coarse + fine, fine) for coarse, fine in pairs)
+        self.up = nn.ModuleList(_block((fine if summed else coarse + fine) + extra, fine) for coarse, fine in pairs)
         self.narrow = nn.ModuleList(nn.Conv2d(coarse, fine, 1) for coarse, fine in pairs) if summed else None
         self.read = nn.Conv2d(channels[0], 4 * outputs, 1)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def levels(self, image: Tensor) -> list[Tensor]:
+        """The encoder's features, finest first; the last is the bottleneck."""
         x = F.pixel_unshuffle(image, 2)
         kept: list[Tensor] = []
         for depth, block in enumerate(self.down):
             x = block(F.max_pool2d(x, 2) if depth else x)
             kept.append(x)
-        for depth, (block, fine) in enumerate(zip(self.up, kept[-2::-1], strict=True)):
-            x = block(self._joined(depth, x, fine))
+        return kept
+
+    def rise(self, depth: int, x: Tensor, fine: Tensor, *extra: Tensor) -> Tensor:
+        """Level ``depth`` of the decoder: the level below, upsampled, with the encoder's features and any extra."""
+        if self.narrow is None:
+            parts = [F.interpolate(x, scale_factor=2.0, mode="nearest"), fine, *extra]
+        else:
+            parts = [F.interpolate(self.narrow[depth](x), scale_factor=2.0, mode="nearest") + fine, *extra]
+        above: Tensor = self.up[depth](torch.cat(parts, 1) if len(parts) > 1 else parts[0])
+        return above
+
+    def unfolded(self, x: Tensor) -> Tensor:
+        """Logits at full resolution from the last level's features."""
         return F.pixel_shuffle(self.read(x), 2)
 
-    def _joined(self, depth: int, coarse: Tensor, fine: Tensor) -> Tensor:
-        if self.narrow is None:
-            return torch.cat([F.interpolate(coarse, scale_factor=2.0, mode="nearest"), fine], 1)
-        return F.interpolate(self.narrow[depth](coarse), scale_factor=2.0, mode="nearest") + fine
+    def forward(self, image: Tensor) -> Tensor:
+        kept = self.levels(image)
+        x = kept[-1]
+        for depth, fine in enumerate(kept[-2::-1]):
+            x = self.rise(depth, x, fine)
+        return self.unfolded(x)

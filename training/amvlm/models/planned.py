@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from amvlm.errors import UserError
 from amvlm.losses.exclusive import structure_logits
 from amvlm.models.half_unet import HalfUNet
+from amvlm.models.windows import window_of
 from amvlm.planning import Plan, bounding_box
 
 SURELY_NOT = -10.0
@@ -175,7 +176,7 @@ class PlannedStudent(nn.Module):
                 device=torch.device("cpu"),
             )  # fmt: skip
             return _cpu(found[0].flip(flip) if flip else found[0])
-        window = _window(self.plan.patch[1:], (rows.stop - rows.start, columns.stop - columns.start))
+        window = window_of(self.plan.patch[1:], (rows.stop - rows.start, columns.stop - columns.start))
         answers = []
         for begin in range(0, len(places), self.windows):
             image = with_context(planes, places[begin : begin + self.windows], self.plan.context)[..., rows, columns]
@@ -240,13 +241,6 @@ def keep_largest_part(logits: Tensor) -> Tensor:
     lost = torch.from_numpy(mask & ~kept)
     logits[lost] = SURELY_NOT
     return lost.any((1, 2))
-
-
-def _window(patch: tuple[int, int], sides: tuple[int, int]) -> tuple[int, int]:
-    """One window over all of a region up to twice the patch; else windows of the patch's size."""
-    if all(side <= 2 * own for side, own in zip(sides, patch, strict=True)):
-        return sides
-    return patch
 
 
 def _cpu(logits: Tensor) -> Tensor:

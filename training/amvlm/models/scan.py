@@ -31,11 +31,16 @@ def plan_shape(shape: tuple[int, ...], spacing_mm: Spacing, plan: Plan) -> tuple
     return grid_shape(shape[:3], spacing_mm, plan.spacing_mm), (target[0], target[1], target[2])
 
 
+def nearest_slice(z: int, slices: int, others: int) -> int:
+    """The slice of a stack of ``others`` that lies nearest to slice ``z`` of ``slices`` over the same extent."""
+    return min(others - 1, int((z + 0.5) * others / slices))
+
+
 def plan_input(volume: Volume, plan: Plan) -> tuple[Tensor, Spacing]:
     """What the network reads of a scan: (Z, C, H, W), float32, normalised, on the plan's grid; and its spacing."""
     stack, spacing_mm = stack_of(volume, plan.axis)
     shape, own = plan_shape(stack.shape, spacing_mm, plan)
-    foreground = plan.normalisation.for_scan(volume.modality)
+    foreground = plan.normalisation.for_scan(volume.modality, bool(stack.min() < 0))
     scale = IntensityScale.of(stack)
     if foreground is not None:
         scale = IntensityScale(foreground.low, foreground.high, foreground.mean, foreground.sd)

@@ -16,10 +16,11 @@ from amvlm.planning.fingerprint import (
     structure_facts,
     turn_deg,
 )
-from amvlm.planning.plan import WIDTHS, Normalisation, Plan, Reason
+from amvlm.planning.plan import OTHER, WIDTHS, Normalisation, Plan, Reason
 from amvlm.planning.rules import make_plan
 
 __all__ = [
+    "OTHER",
     "WIDTHS",
     "CaseFacts",
     "Fingerprint",

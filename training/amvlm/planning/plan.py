@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from amvlm.planning.fingerprint import Facts, Intensities
 
+OTHER = "no CT"
+"""The modality of a scan beside CT that names none and holds nothing below zero."""
 Mm = Annotated[float, Field(ge=0, le=100_000)]
 Side = Annotated[int, Field(ge=1, le=4096)]
 Width = Annotated[int, Field(ge=1, le=2048)]
@@ -22,6 +24,7 @@ class Reason(Facts):
     choice: str
     value: str
     why: str
+    notable: bool = Field(False, description="said before a run: something in the study deserves a look")
 
 
 class Normalisation(Facts):
@@ -31,9 +34,14 @@ class Normalisation(Facts):
     modalities: tuple[str, ...] = Field((), description="that the study's scans name")
     foreground: Intensities | None = Field(None, description="of the study's CT")
 
-    def for_scan(self, modality: str) -> Intensities | None:
-        """What a scan of this modality is scaled by; None: by itself. A scan that names none is as all of the study."""
-        is_ct = modality == "CT" or (not modality and self.modalities == ("CT",))
+    def for_scan(self, modality: str, below_zero: bool = True) -> Intensities | None:
+        """What a scan of this modality is scaled by; None: by itself.
+
+        A scan that names none is as all of the study: beside CT alone it is one, if values lie below zero as those of
+        air and fat do.
+        """
+        of_ct = "CT" in self.modalities and set(self.modalities) <= {"CT", OTHER}
+        is_ct = modality == "CT" or (not modality and below_zero and of_ct)
         return self.foreground if is_ct else None
 
 
@@ -98,16 +106,22 @@ class Plan(Facts):
         return len(self.structures) + (1 if self.exclusive else 0)
 
     def sentence(self) -> str:
-        """The plan in one line, as the run's first note and the window say it."""
+        """The plan in one line, as the run's first note says it."""
+        return f"{self._reads()}, {self.steps:,} steps of {self.batch_size}, about {_minutes(self.minutes)}"
+
+    def in_short(self, device: str) -> str:
+        """The plan before a start: what is read, and how long it takes on which device (a fingerprint's)."""
+        return f"{self._reads()}, about {_minutes(self.minutes)} on this {'CPU' if device == 'cpu' else 'GPU'}"
+
+    def _reads(self) -> str:
         planes, rows, columns = self.patch
         patch = f"{rows}×{columns}" if self.dimensions == 2 else f"{planes}×{rows}×{columns}"
         spacing = self.spacing_mm[1:] if self.dimensions == 2 else self.spacing_mm
         shown = " × ".join(f"{mm:.3g}" for mm in dict.fromkeys(spacing))
-        return (
-            f"{self.dimensions}-D, {shown} mm, patches of {patch}, {self.steps:,} steps of {self.batch_size}, "
-            f"about {_minutes(self.minutes)}"
-        )
+        return f"{self.dimensions}-D, {shown} mm, patches of {patch}"
 
 
 def _minutes(minutes: float) -> str:
+    if round(minutes) >= 120:
+        return f"{minutes / 60:.3g} hours"
     return "a minute" if round(minutes) <= 1 else f"{round(minutes)} minutes"

@@ -55,9 +55,9 @@ class _Draft:
     batch: int = 8
     reasons: list[Reason] = field(default_factory=list)
 
-    def say(self, choice: str, value: str, why: str) -> None:
+    def say(self, choice: str, value: str, why: str, notable: bool = False) -> None:
         """Give a reason; one that came before for the same choice stays, as a part of the story."""
-        self.reasons.append(Reason(choice=choice, value=value, why=why))
+        self.reasons.append(Reason(choice=choice, value=value, why=why, notable=notable))
 
     @property
     def patches(self) -> float:
@@ -78,6 +78,7 @@ def make_plan(facts: Fingerprint) -> Plan:
     _choose_grid(draft)
     _choose_patch(draft)
     _fit_to_the_minutes(draft)
+    _see_whether_structures_fit(draft)
     region = _region(draft)
     recipe = _recipe(draft)
     steps = int(draft.patches / draft.batch)
@@ -142,7 +143,7 @@ def _choose_grid(draft: _Draft) -> None:
     warning = f"; spacings differ {spread:.0f}-fold between scans: check their headers" if spread >= _SPREAD else ""
     draft.spacing = median if draft.dimensions == 3 else (0.0, *median[1:])
     why = "the median of the study" + (", slices stay as they are" if draft.dimensions == 2 else "") + warning
-    draft.say("grid", " × ".join(f"{mm:.3g}" for mm in draft.spacing if mm) + " mm", why)
+    draft.say("grid", " × ".join(f"{mm:.3g}" for mm in draft.spacing if mm) + " mm", why, notable=bool(warning))
 
 
 def _settle_sizes(draft: _Draft) -> None:
@@ -167,15 +168,13 @@ def _settle_sizes(draft: _Draft) -> None:
 
 def _choose_patch(draft: _Draft) -> None:
     _settle_sizes(draft)
-    largest, spacing = _largest_mm(draft.facts), _real_spacing(draft)
+    largest = _largest_mm(draft.facts)
     if draft.whole:
         why = "whole slices: the structures fill most of them"
     else:
         own = _patch_mm(draft)
         around = "largest structure" if own == largest else "box around all structures"
         why = f"about {_AROUND:g} times the {around} ({own[1]:.0f} × {own[2]:.0f} mm)"
-    if any(largest[axis] / spacing[axis] > draft.patch[axis] for axis in (1, 2)):
-        why += "; the largest structure does not fit into a patch, overlapping windows put it together"
     sides = draft.patch if draft.dimensions == 3 else draft.patch[1:]
     draft.say("patch", " × ".join(map(str, sides)) + " px", why)
 
@@ -215,6 +214,14 @@ def _fit_to_the_minutes(draft: _Draft) -> None:
     draft.say("width", f"{draft.widths[0]}–{draft.widths[-1]}", why)
     _shrink_patch(draft)
     _coarsen(draft)
+
+
+def _see_whether_structures_fit(draft: _Draft) -> None:
+    largest, spacing = _largest_mm(draft.facts), _real_spacing(draft)
+    if any(largest[axis] / spacing[axis] > draft.patch[axis] for axis in (1, 2)):
+        draft.say("patch", " × ".join(str(side) for side in draft.patch[1:]) + " px",
+                  "the largest structure does not fit into a patch, overlapping windows put it together",
+                  notable=True)  # fmt: skip
 
 
 def _shrink_patch(draft: _Draft) -> None:
@@ -260,9 +267,9 @@ def _normalisation(draft: _Draft) -> Normalisation:
     if "CT" in facts.modalities and facts.foreground is not None:
         found = facts.foreground
         why = "CT: clipped to the foreground's 0.5–99.5 %, then its mean and sd"
-        if len(facts.modalities) > 1:
+        if several := len(facts.modalities) > 1:
             why += f"; {', '.join(m for m in facts.modalities if m != 'CT')} in the same study: z-score of each scan"
-        draft.say("intensities", f"{found.low:.0f} to {found.high:.0f} HU", why)
+        draft.say("intensities", f"{found.low:.0f} to {found.high:.0f} HU", why, notable=several)
         return Normalisation(modalities=facts.modalities, foreground=found)
     draft.say("intensities", "z-score of each scan", "no CT, whose units would mean the same in every scan")
     return Normalisation(modalities=facts.modalities)

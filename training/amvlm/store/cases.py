@@ -22,7 +22,7 @@ LONGEST_NAME = 200
 MOST_VOXELS = 2**33
 _MOST_CASES = 10**9 - 1
 _CASE_ID = re.compile(r"case-\d{5,9}")
-_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
+COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 
 
 @contextmanager
@@ -138,7 +138,7 @@ def select_structures(connection: sqlite3.Connection) -> list[Structure]:
 
 def _structure(row: sqlite3.Row) -> Structure:
     wordings = [tuple(str(word) for word in _list(row[name])) for name in ("aliases", "prompts")]
-    colour = row["colour"] if _COLOUR.fullmatch(row["colour"]) else COLOURS[0]
+    colour = row["colour"] if COLOUR.fullmatch(row["colour"]) else COLOURS[0]
     return Structure(text_of(row, "name"), wordings[0], colour, wordings[1])
 
 

@@ -149,6 +149,8 @@ class Index:
                         connection.rollback()
         except sqlite3.Error as error:
             raise sentence_of(error, self.path) from error
+        except UnicodeEncodeError as error:  # half of a character, as in file names of another encoding
+            raise UserError("a name or text holds bytes that are no text", remedy="Type it again.") from error
 
     def _connected(self) -> sqlite3.Connection:
         address = f"{self.path.absolute().as_uri()}?mode=rw"  # never make an empty one where ours was

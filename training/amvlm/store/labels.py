@@ -48,6 +48,19 @@ def _revision(row: sqlite3.Row) -> Revision:
         return Revision(**values, mask_sha256=None if sha256 is None else check_sha256(sha256))
 
 
+def require_fit(connection: sqlite3.Connection, judgement: Judgement) -> None:
+    """Refuse a judgement that the index would not take.
+
+    Raises
+    ------
+    UserError
+        If the study has no such case or structure, or a text is no text.
+    """
+    require(connection, judgement.case_id, judgement.structure)
+    for text in (judgement.prompt, judgement.model_fingerprint, judgement.author):
+        connection.execute("SELECT ?", (text,))
+
+
 def insert_judgement(connection: sqlite3.Connection, judgement: Judgement, parent: int | None) -> Revision:
     """Write a revision and the state that follows; a draft of the pair ends.
 

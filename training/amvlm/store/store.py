@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from amvlm.errors import UserError
 from amvlm.imaging import Volume, read_volume
 from amvlm.paths import check_name, inside
-from amvlm.store import cases, drafts, labels, quality
+from amvlm.store import cases, drafts, editing, labels, quality
 from amvlm.store.files import ImageFolder, MaskFolder, sha256_of
 from amvlm.store.index import FILE_NAME, Index
 from amvlm.store.labels import Judgement
@@ -179,6 +179,33 @@ class LabelStore:
         with self.index.write() as connection:
             cases.merge_structure(connection, name, aliases, prompts)
 
+    def rename_structure(self, name: str, new: str) -> None:
+        """Give a structure another name; labels, drafts and reports go along, and the old name stays an alias."""
+        with self.index.write() as connection:
+            editing.rename_structure(connection, name, new)
+
+    def set_aliases(self, name: str, add: Iterable[str] = (), remove: Iterable[str] = ()) -> None:
+        """Add and remove further names of a structure."""
+        with self.index.write() as connection:
+            editing.set_aliases(connection, name, add, remove)
+
+    def set_colour(self, name: str, colour: str) -> None:
+        """Change a structure's colour, "#rrggbb"."""
+        with self.index.write() as connection:
+            editing.set_colour(connection, name, colour)
+
+    def set_captions(self, reports: Mapping[str, Sequence[str]], structure: str | None = None) -> None:
+        """Replace what the reports of some cases say, of one structure or of the whole scan, in one transaction.
+
+        Parameters
+        ----------
+        reports : mapping
+            Case id → texts in the patient's sides; none remove the report.
+        """
+        with self.index.write() as connection:
+            for case_id, texts in reports.items():
+                editing.set_captions(connection, case_id, structure, texts)
+
     def captions(self) -> dict[str, list[tuple[str | None, str]]]:
         """Case id → [(structure or None, text)], volume scope, in the patient's sides."""
         with self.index.read() as connection:
@@ -254,13 +281,13 @@ class LabelStore:
         """
         case = self.case(case_id)
         grid = Volume(np.broadcast_to(np.uint8(0), case.shape), case.affine, case.sides_known, case.planar)
-        sha256 = self.masks.add(mask, grid)
-        return self._judge(
-            Judgement(
-                case_id, structure, "accepted", sha256, prompt, source, model_fingerprint, edited_voxels,
-                author or self._author,
-            )
+        judgement = Judgement(
+            case_id, structure, "accepted", None, prompt, source, model_fingerprint, edited_voxels,
+            author or self._author,
         )  # fmt: skip
+        with self.index.read() as connection:  # before the mask is kept: what is refused leaves nothing behind
+            labels.require_fit(connection, judgement)
+        return self._judge(dataclasses.replace(judgement, mask_sha256=self.masks.add(mask, grid)))
 
     def mark_absent(
         self, case_id: str, structure: str, *, prompt: str = "", source: Source = "by hand", author: str | None = None

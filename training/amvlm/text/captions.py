@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from importlib import resources
 from typing import Literal
 
 import numpy as np
@@ -21,6 +23,12 @@ _PAIRS = (
 )  # fmt: skip
 _SIDES = {word: other for pair in _PAIRS for word, other in (pair, pair[::-1])}
 _SIDE = re.compile(r"\b(" + "|".join(_SIDES) + r")\b", re.IGNORECASE)
+
+
+@functools.cache
+def medical_words() -> tuple[str, ...]:
+    """Our list of radiology words, lower case."""
+    return tuple(resources.files("amvlm.text").joinpath("vocabulary.txt").read_text("utf-8").split())
 
 
 def normalise_caption(text: str) -> str:

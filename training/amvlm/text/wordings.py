@@ -1,0 +1,105 @@
+"""For training: the many wordings of a structure, and words that name nothing in a study."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+from numpy.random import Generator as Rng
+
+from amvlm.text.anatomy import Concept, anatomy
+from amvlm.text.captions import normalise_caption
+from amvlm.text.read import read_prompt
+from amvlm.text.spelling import everyday_words
+from amvlm.text.study_words import Known, KnownWords, StudyWords
+from amvlm.text.terms import POSITIONS, plain
+
+TEMPLATES = (
+    "{}", "the {}", "segment the {}", "outline {}", "show me the {}", "please mark the {}", "where is the {}?",
+    "{} in this scan", "mask of the {}", "the whole {}", "{} region", "delineate the {}", "the patient's {}",
+)  # fmt: skip
+_ENGLISH = re.compile(r"(al|ic|ar|ous|ary|ine|ed)$")
+_BRITISH = (
+    ("tumor", "tumour"), ("esophag", "oesophag"), ("edema", "oedema"), ("cecum", "caecum"), ("hemo", "haemo"),
+    ("hema", "haema"), ("fetus", "foetus"), ("fetal", "foetal"), ("celiac", "coeliac"), ("gray", "grey"),
+    ("fiber", "fibre"), ("ischem", "ischaem"), ("disc", "disk"),
+)  # fmt: skip
+
+
+def terms(structure: KnownWords, known: Sequence[KnownWords] = ()) -> tuple[str, ...]:
+    """Names of a structure without templates, all of which the reader reads as it.
+
+    Parameters
+    ----------
+    structure : KnownWords
+    known : sequence of KnownWords, optional
+        The study's structures: a name that could mean another of them is left out.
+    """
+    return _terms(Known.of(structure), tuple(map(Known.of, known)) or (Known.of(structure),))
+
+
+@lru_cache(maxsize=1024)
+def _terms(own: Known, study: tuple[Known, ...]) -> tuple[str, ...]:
+    names = [own.name, *own.aliases, *own.prompts, plain(own.name)]
+    concept = StudyWords((own,), anatomy()).concept(own)
+    if concept is not None:
+        names += [form for term in concept.entry.terms() for form in _sided(term, concept)]
+        adjectives = filter(_ENGLISH.search, concept.entry.adjectives)
+        names += [form for word in adjectives for form in _sided(f"{word} region", concept)]
+    names += [other for name in names for other in _respelled(name)]
+    names = list(dict.fromkeys(map(normalise_caption, names)))
+    return tuple(name for name in names if read_prompt(name, study).structure == own.name)
+
+
+def wordings(structure: KnownWords, known: Sequence[KnownWords] = ()) -> tuple[str, ...]:
+    """Every term of a structure in every template; captions are left as they are."""
+    names = terms(structure, known)
+    return tuple(dict.fromkeys(t.format(name) for name in names for t in (TEMPLATES if "," not in name else ("{}",))))
+
+
+def wording(structure: KnownWords, rng: Rng, known: Sequence[KnownWords] = ()) -> str:
+    """One wording: a term first, then a template, so that no term is drawn for being short."""
+    names = terms(structure, known)
+    name = names[int(rng.integers(len(names)))]
+    return name if "," in name else TEMPLATES[int(rng.integers(len(TEMPLATES)))].format(name)
+
+
+def foreign_words(known: Sequence[KnownWords]) -> tuple[str, ...]:
+    """Texts whose target is empty in a study: structures that it does not know, and words of daily life.
+
+    Wholes and parts of what the study knows are left out: they do show something there.
+    """
+    table = anatomy()
+    study = StudyWords(tuple(map(Known.of, known)), table)
+    concepts = [concept for s in study.known if (concept := study.concept(s)) is not None]
+    own = {concept.entry.name for concept in concepts}
+    wholes = {whole.name for concept in concepts for whole in table.wholes(concept.entry)}
+    foreign = [
+        name
+        for name, entry in table.entries.items()
+        if name not in own | wholes and not own & {w.name for w in table.wholes(entry)} and entry.within not in own
+    ]
+    unread = (name for name in (*foreign, *everyday_words()) if read_prompt(name, study.known).refusal)
+    return tuple(unread)
+
+
+def _sided(term: str, concept: Concept) -> list[str]:
+    if concept.side is None:
+        return [term, *_turned(term)]
+    return [f"{concept.side} {term}", f"{term} on the {concept.side} side", f"{term}, {concept.side}"]
+
+
+def _turned(term: str) -> list[str]:
+    """ "anterior hippocampus" as "hippocampus, anterior" and "anterior part of the hippocampus"."""
+    place, _, rest = term.partition(" ")
+    if not rest or " of " in term or place not in POSITIONS:
+        return []
+    return [f"{rest}, {place}", f"{place} part of the {rest}"]
+
+
+def _respelled(name: str) -> list[str]:
+    british = name
+    for one, other in _BRITISH:
+        british = re.sub(rf"\b{one}", other, british)
+    return [british] if british != name else []
