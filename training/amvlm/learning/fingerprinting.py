@@ -51,7 +51,8 @@ def fingerprint_of(study: Study, minutes: float, machine: Machine) -> Generator[
         volume = study.store.read_image(study.cases[case_id])
         stack, spacing = stack_of(volume, axis)
         channels = max(channels, 3 if stack.ndim == 4 else 1)
-        masks, own = {}, {}
+        masks: dict[str, NDArray[np.generic]] = {}
+        own: dict[str, MaskFacts] = {}
         for name in study.names:
             if name in revisions and revisions[name].kind == "accepted":
                 mask = study.store.read_mask(revisions[name])
