@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Generator
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -51,7 +51,7 @@ def fingerprint_of(study: Study, minutes: float, machine: Machine) -> Generator[
         volume = study.store.read_image(study.cases[case_id])
         stack, spacing = stack_of(volume, axis)
         channels = max(channels, 3 if stack.ndim == 4 else 1)
-        masks: dict[str, NDArray[np.generic]] = {}
+        masks: dict[str, NDArray[Any]] = {}
         own: dict[str, MaskFacts] = {}
         for name in study.names:
             if name in revisions and revisions[name].kind == "accepted":
