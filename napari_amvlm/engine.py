@@ -175,7 +175,8 @@ class Engine:
         session = self._open_session(model, volume)
         fingerprint, reading = self._model.fingerprint, self._model.card.read(prompt)
         if reading.refusal:
-            yield [reading.refusal], session.axis, False, fingerprint
+            learn = " Outline it in a few scans, then Train." if "not known here" in reading.refusal else ""
+            yield [reading.refusal + learn], session.axis, False, fingerprint
             yield session.nothing()
             yield Guard("", trusted=False)
             return

@@ -199,14 +199,16 @@ def test_structures_are_judged_apart(window: Any, study: Path) -> None:
     assert window.controller.structure == "fornix"
     assert not window.controller.layers.masks[LABEL].any()
     window.run("fornix")
-    assert "This model knows" in window.notice
+    assert "not known here" in window.notice
+    assert "then Train" in window.notice
+    assert not window.controller.layers.masks[TEXT_MASK].any()  # no guess
 
 
 def test_the_label_follows_the_structure_that_the_prompt_names(window: Any, study: Path) -> None:
     window.open(study)
     case_id = window.controller.open_case_id
     assert window.controller.structure == STRUCTURE
-    window.run("posterior hippocampus, upper third")
+    window.run("the posterior hippocampus")
     assert window.prompt.structure.currentText() == "posterior hippocampus"
     window.controller.judging.accept()
     store = LabelStore(study)

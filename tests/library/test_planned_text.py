@@ -22,10 +22,11 @@ from amvlm.imaging.resample import IntensityScale, SliceGrid, slabs
 from amvlm.inference import Session
 from amvlm.learning.patch_features import PatchFeatureStore
 from amvlm.learning.patches import PatchSampler, Place, PreparedCase, affine_moves, moved
+from amvlm.learning.planned import _without_steps
 from amvlm.learning.planned_text import _one_sided
 from amvlm.learning.study import open_study
 from amvlm.learning.texts import TextTable
-from amvlm.models import AmvlmModel, VisionLanguageModel
+from amvlm.models import AmvlmModel, TextMaskGenerator, VisionLanguageModel
 from amvlm.models.half_unet import HalfUNet
 from amvlm.models.planned import SURELY_NOT, PlannedStudent
 from amvlm.models.planned_text import (
@@ -292,6 +293,18 @@ def test_a_model_on_disk_answers_as_before(build_model: Callable[..., AmvlmModel
     assert isinstance(loaded.generator, PlannedFilmUNet)
     before, after = (Session(each, _scan()).segment_volume(NAME)["text mask"] for each in (model, loaded))
     assert np.array_equal(before, after)
+
+
+def test_a_run_without_a_step_leaves_a_text_mask_that_needs_no_plan(
+    build_model: Callable[..., AmvlmModel], tmp_path: Path
+) -> None:
+    base = build_model()
+    unused = dataclasses.replace(_model(base), student=None, plan=None)
+    assert _without_steps(base, unused).generator is base.generator
+    again = _without_steps(_model(base), unused)
+    assert isinstance(again.generator, TextMaskGenerator)
+    again.save(tmp_path / "stopped")
+    assert AmvlmModel.load(tmp_path / "stopped").plan is None
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,8 @@ def test_a_card_reads_and_a_model_of_old_reports_takes_texts_as_they_are() -> No
     card = AmvlmModel.load(bundled_model_folder()).card
     assert card.read("hippocampal head").caption == "anterior hippocampus"
     assert card.read("liver").refusal
+    assert "does not tell left from right" in card.read("left hippocampal head").note
+    assert "left from right" not in card.read("hippocampal head").note
     old = card.model_copy(update={"free_captions": True})
     assert old.read("Infection left base").caption == "infection left base"
     new = card.model_copy(update={"free_captions": True, "words": tuple(QATA.replace(",", "").split())})

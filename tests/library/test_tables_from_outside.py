@@ -207,3 +207,21 @@ def test_json_is_a_plain_file(tmp_path: Path) -> None:
     for path in (tmp_path / "pipe", Path("/dev/zero")):
         with pytest.raises(UserError, match="neither a file nor a folder"):
             read_json(path)
+
+
+def test_a_sheet_of_empty_cells_takes_no_time(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    book.active.append(["Image", "Description"])
+    book.active.append(["a.png", "a lung"])
+    book.save(tmp_path / "sound.xlsx")
+    assert read_captions(tmp_path / "sound.xlsx") == [("a.png", "a lung")]
+    with zipfile.ZipFile(tmp_path / "sound.xlsx") as sound, zipfile.ZipFile(
+        tmp_path / "bomb.xlsx", "w", zipfile.ZIP_DEFLATED
+    ) as bomb:
+        for part in sound.infolist():
+            content = sound.read(part)
+            if part.filename.endswith("sheet1.xml"):
+                content = content.replace(b"</row>", b'<c r="A1"/>' * 10**6 + b"</row>", 1)
+            bomb.writestr(part, content)
+    with pytest.raises(UserError, match="too many cells"):
+        read_captions(tmp_path / "bomb.xlsx")

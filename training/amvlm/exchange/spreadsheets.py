@@ -17,6 +17,8 @@ MAX_COLUMNS = 64
 MAX_UNFOLDED = 64 * 2**20
 """An xlsx is a zip: what its parts say that they unfold to, together. ``zipfile`` reads no part further than that."""
 _MAX_PARTS = 1000
+MAX_TAGS = 1_000_000
+"""Of the XML in an xlsx: openpyxl takes seconds for a million, whether their cells hold anything or not."""
 
 
 def read_rows(table: Path) -> list[list[str]]:
@@ -45,10 +47,12 @@ def _xlsx_rows(table: Path) -> list[list[object]]:
     try:
         with zipfile.ZipFile(content) as archive:
             parts = archive.infolist()
-        if len(parts) > _MAX_PARTS or sum(part.file_size for part in parts) > MAX_UNFOLDED:
-            raise UserError(
-                f"it would unfold to more than {MAX_UNFOLDED / 2**20:.0f} MB", file=table, remedy="Save it as csv."
-            )
+            if len(parts) > _MAX_PARTS or sum(part.file_size for part in parts) > MAX_UNFOLDED:
+                raise UserError(
+                    f"it would unfold to more than {MAX_UNFOLDED / 2**20:.0f} MB", file=table, remedy="Save it as csv."
+                )
+            if sum(archive.read(part).count(b"<") for part in parts if part.filename.endswith(".xml")) > MAX_TAGS:
+                raise UserError("it holds too many cells to be read as xlsx", file=table, remedy="Save it as csv.")
         with warnings.catch_warnings(action="ignore"):  # styles and extensions that openpyxl does not keep
             book = openpyxl.load_workbook(content, read_only=True, keep_links=False)
             rows = book.active.iter_rows(max_row=MAX_ROWS + 2, max_col=MAX_COLUMNS, values_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +13,7 @@ from amvlm.models.quality import ExpectedDice
 from amvlm.outside import read_small
 from amvlm.paths import Slug
 from amvlm.store.folders import standing
-from amvlm.text import checked_prompt, mentions
+from amvlm.text import checked_prompt, mentions, names_a_side
 from amvlm.text.read import ReadPrompt, read_prompt
 
 RESEARCH_ONLY = "Research use only, not for diagnosis."
@@ -85,7 +86,12 @@ class ModelCard(BaseModel):
             If such a model is given nothing, or too much.
         """
         if self.words or (self.structures and not self.free_captions):
-            return read_prompt(prompt, self.structures, free_words=self.words, captions=self.captions)
+            reading = read_prompt(prompt, self.structures, free_words=self.words, captions=self.captions)
+            blind = not self.words and reading.structure is not None and not names_a_side(reading.structure)
+            if reading.side in ("left", "right") and blind:
+                note = f"This model does not tell left from right: check that this is the {reading.side} one."
+                reading = dataclasses.replace(reading, note=" ".join(filter(None, [reading.note, note])))
+            return reading
         typed = checked_prompt(prompt)
         own = self.structure_of(typed)
         return ReadPrompt(typed, None if own is None else own.name, caption=typed)
