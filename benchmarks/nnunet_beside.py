@@ -87,6 +87,7 @@ def trained(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     plans = json.loads((prepared / "nnUNetPlans.json").read_text())
     if options.batch_size:
         plans["configurations"][options.configuration]["batch_size"] = options.batch_size
+    plans["continue_training"] = False
     about = json.loads((prepared / "dataset.json").read_text())
     trainer = nnUNetTrainer(plans, options.configuration, "all", about, torch.device("cpu"))
     trainer.initialize()

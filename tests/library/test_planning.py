@@ -13,6 +13,7 @@ from amvlm.planning import (
     Fingerprint,
     Intensities,
     Machine,
+    MaskFacts,
     Plan,
     StructureFacts,
     bounding_box,
@@ -22,6 +23,7 @@ from amvlm.planning import (
     mask_facts,
     overlap,
     structure_facts,
+    turn_deg,
 )
 from amvlm.planning.rules import FEWEST_PATCHES, level_strides, seconds_per_patch
 
@@ -48,15 +50,15 @@ def test_a_plan_of_cardiac_scans_by_hand() -> None:
     assert plan.spacing_mm == (0.0, 1.5, 1.5)
     assert plan.patch == (1, 96, 128)  # both structures together: 1.5 · 90 / 1.5 = 90 → 96; 1.5 · 120 / 1.5 = 120 → 128
     assert plan.region_mm == (120, 135, 180)
-    assert plan.widths == (32, 64, 128, 256)
-    # 7 min · 60 s · 0.8 = 336 s; a patch costs 0.012288 Mpx · 1 s · 0.7 = 0.0086 s: 39,062 patches, 4,882 steps of 8
-    assert plan.steps == 4_882
+    # 7 min · 60 s · 0.8 = 336 s; a patch costs 0.012288 Mpx · 1 s · 0.7 = 0.0086 s: 39,062 are too few for two phases
+    assert plan.widths == (24, 48, 96, 192)  # 0.00512 s: 65,561 patches, 8,195 steps of 8
+    assert plan.steps == 8_195
     assert (plan.decoder, plan.any_angle) == ("sum", 0.2)
     assert plan.exclusive
     assert plan.largest_part == (True, True)
     assert plan.outputs == 3
     assert plan.recipe == "two_phase"
-    assert plan.sentence() == "2-D, 1.5 mm, patches of 96×128, 4,882 steps of 8, about 7 minutes"
+    assert plan.sentence() == "2-D, 1.5 mm, patches of 96×128, 8,195 steps of 8, about 7 minutes"
 
 
 def test_every_choice_has_its_reason() -> None:
@@ -77,7 +79,7 @@ def test_a_plan_of_another_version_is_refused() -> None:
 
 def test_few_minutes_shrink_width_then_patch_then_double_the_spacing() -> None:
     slow = Machine(seconds_per_megapixel=4.0)
-    narrow = make_plan(_heart(minutes=9, machine=slow))  # 432 s; 32 channels: 0.0344 s each, 12,556 patches
+    narrow = make_plan(_heart(minutes=9, machine=slow, unlabelled=0))  # 432 s, 0.0344 s each: 12,556 patches
     assert narrow.widths == (24, 48, 96, 192)  # 0.0205 s each, 21,074 patches
     assert narrow.patch == (1, 96, 128)
     small = make_plan(_heart(minutes=1.5, machine=slow))  # 72 s; 16 channels: 0.0099 s each, 7,287 patches
@@ -241,3 +243,38 @@ def test_a_patch_holds_all_structures_where_a_device_carries_it_else_the_largest
     near = make_plan(_heart(structures=apart, region_mm=(80, 90, 140)))
     assert near.patch == (1, 96, 144)
     assert "all structures (90 × 140 mm)" in next(r.why for r in near.reasons if r.choice == "patch")
+
+
+def _at(**centres: tuple[float, float]) -> dict[str, MaskFacts]:
+    return {
+        name: MaskFacts(extent_mm=(1, 1, 1), slices=1, parts=1, centre_mm=centre) for name, centre in centres.items()
+    }
+
+
+def test_how_far_scans_lie_turned_by_hand() -> None:
+    upright, turned = _at(a=(0, 0), b=(0, 40), c=(1, 1)), _at(a=(0, 0), b=(40, 0), c=(1, -1))
+    assert turn_deg([upright] * 10) == pytest.approx(0)
+    assert turn_deg([upright] * 9 + [turned] * 3) == pytest.approx(90 - np.degrees(np.arctan2(3, 9)))
+    assert turn_deg([upright] * 9) is None
+    assert turn_deg([_at(a=(0, 0))] * 20) is None
+
+
+def test_patches_are_turned_by_any_angle_where_the_scans_are() -> None:
+    assert make_plan(_heart(turn_deg=52.0)).any_angle == 0.2
+    assert make_plan(_heart(turn_deg=5.0)).any_angle == 0.0
+    assert make_plan(_heart(turn_deg=None)).any_angle == 0.2
+
+
+def test_the_centre_of_a_mask_by_hand() -> None:
+    mask = np.zeros((5, 20, 30), np.uint8)
+    mask[1:4, 2:13, 5:8] = 1
+    facts = mask_facts(mask, (10.0, 1.5, 2.0))
+    assert facts is not None
+    assert facts.centre_mm == pytest.approx((7 * 1.5, 6 * 2.0))
+
+
+def test_without_other_scans_the_same_minutes_hold_a_wider_network() -> None:
+    plan = make_plan(_heart(unlabelled=4))
+    assert plan.recipe == "labelled"
+    assert plan.widths == (32, 64, 128, 256)
+    assert plan.steps == 4_882  # 39,062 patches

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Generator
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from amvlm.planning import (
     mask_facts,
     overlap,
     structure_facts,
+    turn_deg,
 )
 
 _MEASURED_SIDE, _MEASURED_BATCH = 128, 4
@@ -41,7 +42,7 @@ _MEASURED_SIDE, _MEASURED_BATCH = 128, 4
 def fingerprint_of(study: Study, minutes: float, machine: Machine) -> Generator[AnyEvent, None, Fingerprint]:
     """Read every accepted mask of the training cases once, with its image."""
     axis = _axis_of(study)
-    by_structure: dict[str, list[MaskFacts]] = {name: [] for name in study.names}
+    by_case: list[dict[str, MaskFacts]] = []
     together: list[MaskFacts] = []
     samples: list[NDArray[np.float64]] = []
     exclusive, channels = True, 1
@@ -50,12 +51,15 @@ def fingerprint_of(study: Study, minutes: float, machine: Machine) -> Generator[
         volume = study.store.read_image(study.cases[case_id])
         stack, spacing = stack_of(volume, axis)
         channels = max(channels, 3 if stack.ndim == 4 else 1)
-        masks = {}
+        masks: dict[str, NDArray[Any]] = {}
+        own: dict[str, MaskFacts] = {}
         for name in study.names:
             if name in revisions and revisions[name].kind == "accepted":
                 mask = study.store.read_mask(revisions[name])
                 masks[name] = stack_of(volume.with_array(mask), axis)[0]
-                by_structure[name] += [facts for facts in [mask_facts(masks[name], spacing)] if facts is not None]
+                facts = mask_facts(masks[name], spacing)
+                own |= {name: facts} if facts is not None else {}
+        by_case.append(own)
         if masks:
             union = np.any([mask > 0 for mask in masks.values()], axis=0)
             together += [facts for facts in [mask_facts(union, spacing)] if facts is not None]
@@ -73,7 +77,10 @@ def fingerprint_of(study: Study, minutes: float, machine: Machine) -> Generator[
     return Fingerprint(
         cases=tuple(_case_facts(study, case_id, axis, modalities) for case_id in study.cases), axis=axis,
         channels=3 if channels == 3 else 1, planar=study.planar,
-        structures=tuple(structure_facts(name, masks) for name, masks in by_structure.items()),
+        structures=tuple(
+            structure_facts(name, [own[name] for own in by_case if name in own]) for name in study.names
+        ),
+        turn_deg=turn_deg(by_case),
         exclusive=exclusive, foreground=intensities(samples), region_mm=structure_facts("all", together).extent_mm,
         labelled=len(together), unlabelled=len(study.unlabelled), minutes=minutes, machine=machine,
     )  # fmt: skip

@@ -14,6 +14,7 @@ from amvlm.planning.fingerprint import (
     mask_facts,
     overlap,
     structure_facts,
+    turn_deg,
 )
 from amvlm.planning.plan import OTHER, WIDTHS, Normalisation, Plan, Reason
 from amvlm.planning.rules import make_plan
@@ -38,4 +39,5 @@ __all__ = [
     "mask_facts",
     "overlap",
     "structure_facts",
+    "turn_deg",
 ]

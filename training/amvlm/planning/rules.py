@@ -34,10 +34,10 @@ _COST = {("cpu", 2): 1.0, ("mps", 2): 1.0, ("cuda", 2): 4.0, ("cpu", 3): 6.0, ("
 resolution."""
 _DECODER_COST = 0.7
 """Of the summed decoder against the concatenating one that the machine is measured with."""
-_ANY_ANGLE = 0.2
+_ANY_ANGLE, _ALIKE_DEG = 0.2, 20.0
 _FEW_PARTS_FROM = 3
 _FEWEST_PIXELS = 8
-_TWO_PHASES_FROM = 20_000
+_TWO_PHASES_FROM = 50_000
 _SPREAD = 10.0
 
 
@@ -201,11 +201,13 @@ def _largest_block(facts: Fingerprint) -> float:
 
 
 def _fit_to_the_minutes(draft: _Draft) -> None:
-    """Width shrinks for 20,000 patches; never fewer than 8,000: then the patch shrinks, then the spacing doubles."""
+    """Width shrinks for 20,000 patches, or for two phases where other scans are at hand; below 8,000 the patch shrinks,
+    then the spacing doubles."""
     facts = draft.facts
-    if draft.patches >= ENOUGH_PATCHES or draft.dimensions == 3:
+    enough = _TWO_PHASES_FROM if _has_others(facts) else ENOUGH_PATCHES
+    if draft.patches >= enough or draft.dimensions == 3:
         return
-    while draft.patches < ENOUGH_PATCHES and draft.widths[0] > 16:
+    while draft.patches < enough and draft.widths[0] > 16:
         narrower = draft.widths[0] - 8
         draft.widths = tuple(width * narrower // draft.widths[0] for width in draft.widths)
     why = f"so that {facts.minutes:g} minutes hold {draft.patches:,.0f} patches on this {_device(facts)}"
@@ -299,16 +301,18 @@ def _context(draft: _Draft) -> int:
 
 
 def _any_angle(draft: _Draft) -> float:
-    """Slices of volumes are laid as the organ lies; a picture has an up."""
-    if draft.facts.planar:
+    """Where scans are turned further than every training turns them, some patches are turned by any angle."""
+    turn = draft.facts.turn_deg
+    if draft.facts.planar or (turn is not None and turn <= _ALIKE_DEG):
         return 0.0
-    draft.say("turned patches", f"{_ANY_ANGLE:.0%} by any angle", "scans of one study are not all turned alike")
+    turned = f"some labelled scans lie turned by {turn:.0f}°" if turn is not None else "how scans are turned is unknown"
+    draft.say("turned patches", f"{_ANY_ANGLE:.0%} by any angle", turned)
     return _ANY_ANGLE
 
 
 def _recipe(draft: _Draft) -> Literal["labelled", "two_phase"]:
     facts = draft.facts
-    if facts.unlabelled < max(5, facts.labelled):
+    if not _has_others(facts):
         return "labelled"
     if draft.patches < _TWO_PHASES_FROM:
         draft.say("unlabelled scans", "not used", f"from {_TWO_PHASES_FROM:,} patches on they are worth their time")
@@ -316,6 +320,11 @@ def _recipe(draft: _Draft) -> Literal["labelled", "two_phase"]:
     draft.say("unlabelled scans", "two phases",
               f"a first network labels the {facts.unlabelled} others, a second learns from all")  # fmt: skip
     return "two_phase"
+
+
+def _has_others(facts: Fingerprint) -> bool:
+    """Whether there are unlabelled scans enough to learn from."""
+    return facts.unlabelled >= max(5, facts.labelled)
 
 
 def level_strides(
