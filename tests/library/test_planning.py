@@ -50,15 +50,15 @@ def test_a_plan_of_cardiac_scans_by_hand() -> None:
     assert plan.spacing_mm == (0.0, 1.5, 1.5)
     assert plan.patch == (1, 96, 128)  # both structures together: 1.5 · 90 / 1.5 = 90 → 96; 1.5 · 120 / 1.5 = 120 → 128
     assert plan.region_mm == (120, 135, 180)
-    # 7 min · 60 s · 0.8 = 336 s; a patch costs 0.012288 Mpx · 1 s · 0.7 = 0.0086 s: 39,062 are too few for two phases
-    assert plan.widths == (24, 48, 96, 192)  # 0.00512 s: 65,561 patches, 8,195 steps of 8
-    assert plan.steps == 8_195
+    # 7 min · 60 s · 0.7 = 294 s; a patch costs 0.012288 Mpx · 1 s · 0.7 = 0.0086 s: 34,180 are too few for two phases
+    assert plan.widths == (24, 48, 96, 192)  # 0.00512 s: 57,366 patches, 7,170 steps of 8
+    assert plan.steps == 7_170
     assert (plan.decoder, plan.any_angle) == ("sum", 0.2)
     assert plan.exclusive
     assert plan.largest_part == (True, True)
     assert plan.outputs == 3
     assert plan.recipe == "two_phase"
-    assert plan.sentence() == "2-D, 1.5 mm, patches of 96×128, 8,195 steps of 8, about 7 minutes"
+    assert plan.sentence() == "2-D, 1.5 mm, patches of 96×128, 7,170 steps of 8, about 7 minutes"
 
 
 def test_every_choice_has_its_reason() -> None:
@@ -79,12 +79,12 @@ def test_a_plan_of_another_version_is_refused() -> None:
 
 def test_few_minutes_shrink_width_then_patch_then_double_the_spacing() -> None:
     slow = Machine(seconds_per_megapixel=4.0)
-    narrow = make_plan(_heart(minutes=9, machine=slow, unlabelled=0))  # 432 s, 0.0344 s each: 12,556 patches
-    assert narrow.widths == (24, 48, 96, 192)  # 0.0205 s each, 21,074 patches
+    narrow = make_plan(_heart(minutes=10, machine=slow, unlabelled=0))  # 420 s, 0.0344 s each: 12,207 patches
+    assert narrow.widths == (24, 48, 96, 192)  # 0.0205 s each, 20,488 patches
     assert narrow.patch == (1, 96, 128)
-    small = make_plan(_heart(minutes=1.5, machine=slow))  # 72 s; 16 channels: 0.0099 s each, 7,287 patches
+    small = make_plan(_heart(minutes=1.5, machine=slow))  # 63 s; 16 channels: 0.0099 s each, 6,376 patches
     assert small.widths == (16, 32, 64, 128)
-    assert small.patch == (1, 80, 112)  # 0.0072 s each, 10,000 patches
+    assert small.patch == (1, 80, 112)  # 0.0072 s each, 8,700 patches
     coarse = make_plan(_heart(minutes=0.5, machine=slow))
     assert coarse.spacing_mm == (0.0, 3.0, 3.0)
     for plan in (narrow, small, coarse):
@@ -277,4 +277,4 @@ def test_without_other_scans_the_same_minutes_hold_a_wider_network() -> None:
     plan = make_plan(_heart(unlabelled=4))
     assert plan.recipe == "labelled"
     assert plan.widths == (32, 64, 128, 256)
-    assert plan.steps == 4_882  # 39,062 patches
+    assert plan.steps == 4_272  # 34,179 patches
