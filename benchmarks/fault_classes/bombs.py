@@ -152,7 +152,7 @@ def memory_short() -> Iterator[Trial]:
             sparse_file(folder / name, head, 352 + 2 * int(np.prod(shape)))
         place.allow(place.work / "m.nii.gz", study / "runs", study / "models", study / "store.sqlite")
         arguments = {
-            "segment": ["segment", folder / name, "--prompt", "liver", "-o", place.work / "m.nii.gz"],
+            "segment": ["segment", folder / name, "--prompt", "anterior hippocampus", "-o", place.work / "m.nii.gz"],
             "import": ["import", folder, "--into", place.new_study()], "train": ["train", study, *makers.TINY],
             "quality": ["quality", study],
         }[command]  # fmt: skip

@@ -74,7 +74,7 @@ def planted() -> Iterator[Trial]:
         _expect_nothing_ran(place, canary)
 
     train = ["train", "STUDY", *TINY]
-    segment = ["segment", "SCAN", "--prompt", "liver", "-o", "MASK", "--model", "MODEL"]
+    segment = ["segment", "SCAN", "--prompt", "anterior hippocampus", "-o", "MASK", "--model", "MODEL"]
     for where, command in (("study", train), ("model", segment), ("scans", ["import", "SCANS", "--into", "NEW"])):
         yield f"in the {where}, {command[0]}", partial(trial, where=where, command=command)
 
@@ -129,7 +129,7 @@ def pickles() -> Iterator[Trial]:
             (model / name).write_bytes(made)
         place.allow(place.work / "m.nii.gz")
         scan = makers.scans(place.work / "scans") / "good_0.nii.gz"
-        place.refused("segment", scan, "--prompt", "liver", "-o", place.work / "m.nii.gz", "--model", model)
+        place.refused("segment", scan, "--prompt", "anterior hippocampus", "-o", place.work / "m.nii.gz", "--model", model)
         _expect_nothing_ran(place, canary)
 
     for content in ("pickle", "torch", "npy"):
@@ -189,7 +189,7 @@ def pickles() -> Iterator[Trial]:
         place.fine("import", folder, "--into", study)
         place.expect(cases(study) == 2, "the sound scans are not there")
         place.allow(place.work / "m.nii.gz")
-        place.refused("segment", folder / name, "--prompt", "liver", "-o", place.work / "m.nii.gz")
+        place.refused("segment", folder / name, "--prompt", "anterior hippocampus", "-o", place.work / "m.nii.gz")
         _expect_nothing_ran(place, canary)
 
     for name in ("scan.npy", "scan.pkl", "scan.pt", "scan.npz"):
@@ -209,7 +209,7 @@ def markup() -> Iterator[Trial]:
     def prompt(place: Place, text: str) -> None:
         scan = makers.scans(place.work / "scans") / "good_0.nii.gz"
         place.allow(place.work / "m.nii.gz")
-        answer = place.fine("segment", scan, "--prompt", f"liver {text}", "-o", place.work / "m.nii.gz")
+        answer = place.run("segment", scan, "--prompt", f"liver {text}", "-o", place.work / "m.nii.gz")
         place.expect("\x1b" in text or text in answer.text or ":smile:" not in text, "the prompt is shown changed")
         clean(place)
 
@@ -255,7 +255,7 @@ def markup() -> Iterator[Trial]:
         (model / "card.json").write_text(json.dumps(described))
         place.allow(place.work / "m.nii.gz")
         scan, study = makers.scans(place.work / "scans") / "good_0.nii.gz", place.study()
-        place.run("segment", scan, "--prompt", "liver", "-o", place.work / "m.nii.gz", "--model", model)
+        place.run("segment", scan, "--prompt", "anterior hippocampus", "-o", place.work / "m.nii.gz", "--model", model)
         place.allow(study / "store.sqlite")
         place.run("quality", study, "--model", model)
         clean(place)

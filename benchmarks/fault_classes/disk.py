@@ -88,9 +88,9 @@ def full() -> Iterator[Trial]:
             "new study": ["import", place.work / "scans", "--into", disk / "new"],
             "export": ["export", study, disk / "out"],
             "export as NRRD": ["export", study, disk / "out", "--suffix", ".nrrd"],
-            "segment": ["segment", scan, "--prompt", "liver", "-o", disk / "m.nii.gz"],
-            "segment to NRRD": ["segment", scan, "--prompt", "liver", "-o", disk / "m.nrrd"],
-            "segment to MHA": ["segment", scan, "--prompt", "liver", "-o", disk / "m.mha"],
+            "segment": ["segment", scan, "--prompt", "anterior hippocampus", "-o", disk / "m.nii.gz"],
+            "segment to NRRD": ["segment", scan, "--prompt", "anterior hippocampus", "-o", disk / "m.nrrd"],
+            "segment to MHA": ["segment", scan, "--prompt", "anterior hippocampus", "-o", disk / "m.mha"],
             "edit": ["edit", scan, "-o", disk / "m.mha"],
             "quality": ["quality", study, "--json", disk / "q.json"],
             "evaluate": ["evaluate", study, "--split", "val", "--json", disk / "e.json"],
@@ -141,7 +141,7 @@ def odd_outputs() -> Iterator[Trial]:
             target.symlink_to(place.outside / "keep" / "diary.txt" if kind == "link" else place.outside / "keep")
         place.allow(study / "store.sqlite")
         arguments = {
-            "segment": ["segment", scan, "--prompt", "liver", "-o", target], "edit": ["edit", scan, "-o", target],
+            "segment": ["segment", scan, "--prompt", "anterior hippocampus", "-o", target], "edit": ["edit", scan, "-o", target],
             "quality": ["quality", study, "--json", target],
             "evaluate": ["evaluate", study, "--split", "val", "--json", target],
         }[command]  # fmt: skip
@@ -208,7 +208,7 @@ def permissions() -> Iterator[Trial]:
             "import": ["import", scans, "--into", study], "verify": ["verify", study],
             "new study": ["import", scans, "--into", place.work / "target" / "new"],
             "export": ["export", study, place.work / "target" / "out"],
-            "segment": ["segment", scans / "good_0.nii.gz", "--prompt", "liver", "-o",
+            "segment": ["segment", scans / "good_0.nii.gz", "--prompt", "anterior hippocampus", "-o",
             place.work / "target" / "m.nii.gz"],
             "train": ["train", study, *TINY], "quality": ["quality", study, "--model", "own"],
             "resume": ["train", study, "--run-name", "first", "--resume"],

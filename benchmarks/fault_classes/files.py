@@ -81,7 +81,7 @@ def pipes() -> Iterator[Trial]:
         path = place.work / name
         make(path, kind)
         place.allow(place.work / "m.nii.gz")
-        place.refused("segment", path, "--prompt", "liver", "-o", place.work / "m.nii.gz", seconds=20)
+        place.refused("segment", path, "--prompt", "anterior hippocampus", "-o", place.work / "m.nii.gz", seconds=20)
 
     def beside(place: Place, name: str, kind: str) -> None:
         folder = makers.scans(place.work / "scans")

@@ -51,7 +51,7 @@ def in_volumes() -> Iterator[Trial]:
         place.fine("import", folder, "--into", study)
         place.run("export", study, out)
         source = folder if kind == "DICOM" else next(path for path in folder.iterdir() if path.is_file())
-        place.run("segment", source, "--prompt", "liver", "-o", place.work / "m.nii.gz")
+        place.run("segment", source, "--prompt", "anterior hippocampus", "-o", place.work / "m.nii.gz")
         found = _hold(study) | (_hold(out) if out.exists() else set())
         if (place.work / "m.nii.gz").exists():
             found |= planted.words_in(unpacked(place.work / "m.nii.gz"))

@@ -142,7 +142,7 @@ def detached() -> Iterator[Trial]:
             place.run("import", folder, "--into", place.new_study())
         else:
             place.allow(place.work / "m.nii.gz")
-            place.refused("segment", folder / name, "--prompt", "liver", "-o", place.work / "m.nii.gz")
+            place.refused("segment", folder / name, "--prompt", "anterior hippocampus", "-o", place.work / "m.nii.gz")
 
     for target in ("../../outside/secret.raw", "OUTSIDE/secret.raw", "/dev/zero", "/dev/stdin", "link.raw",
                    "LIST\n../../outside/secret.raw", "../../outside/secret%03d.raw 1 4 1", "",

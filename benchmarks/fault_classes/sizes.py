@@ -204,7 +204,7 @@ def dicom_sizes() -> Iterator[Trial]:
         use = place.run if readable else place.refused
         use("import", folder, "--into", place.new_study())
         place.allow(place.work / "m.nii.gz")
-        use("segment", folder / "x.dcm", "--prompt", "liver", "-o", place.work / "m.nii.gz")
+        use("segment", folder / "x.dcm", "--prompt", "anterior hippocampus", "-o", place.work / "m.nii.gz")
 
     for value in (2**31, 2**31 - 1, 10**6, -5, 0, "1e9", 2**70):
         yield f"NumberOfFrames {value}", partial(trial, readable=value == 0, NumberOfFrames=str(value))

@@ -64,7 +64,7 @@ def terminals() -> Iterator[Trial]:
         place.allow(place.work / "m.nii.gz")
         (place.work / "scans" / "bröken.nii.gz").write_bytes(b"x")
         return [sys.executable, "-P", "-c", ours, *map(str, {
-            "segment": ["segment", scan, "--prompt", "lesion", "-o", place.work / "m.nii.gz"],
+            "segment": ["segment", scan, "--prompt", "anterior hippocampus", "-o", place.work / "m.nii.gz"],
             "history": ["history", study, first_case(study), "liver"], "verify": ["verify", study],
             "import": ["import", place.work / "scans", "--into", place.new_study()], "help": ["--help"],
         }[what])]  # fmt: skip
@@ -108,7 +108,7 @@ def numbers() -> Iterator[Trial]:
         place.allow(place.work / "o.nii.gz", place.work / "new", study)
         place.memory_mb = 2500
         arguments = {
-            "segment": ["segment", scan, "--prompt", "liver", "-o", place.work / "o.nii.gz"],
+            "segment": ["segment", scan, "--prompt", "anterior hippocampus", "-o", place.work / "o.nii.gz"],
             "edit": ["edit", place.work / "m.nii.gz", "-o", place.work / "o.nii.gz"],
             "train": ["train", study, *TINY[2:]], "quality": ["quality", study], "evaluate": ["evaluate", study],
             "pretrain": ["pretrain", study, "--steps", "1", "--generator-steps", "1"],

@@ -51,8 +51,8 @@ def test_the_plan_follows_the_minutes_without_measuring_again(
     monkeypatch.setattr(plan_preview, "python_command", lambda *_: pytest.fail("measured again"))
     preview.measure(Path("study"), 1)
     shown = preview.of(10)
-    assert shown.line == "2-D, 1.5 mm, patches of 96×112, about 10 minutes on this CPU."
-    assert any(reason.startswith("patch: 96 × 112 px (about 1.5 times") for reason in shown.reasons)
+    assert shown.line == "2-D, 1.5 mm, patches of 96×128, about 10 minutes on this CPU."
+    assert any(reason.startswith("patch: 96 × 128 px (about 1.5 times") for reason in shown.reasons)
     assert preview.of(480).line.endswith("about 8 hours on this CPU.")
     few = preview.of(0.001)
     assert few.refused
@@ -133,7 +133,7 @@ def test_start_asks_for_the_minutes_chosen_and_is_off_where_nothing_can_be_plann
     training = window.controller.training
     training.preview._facts = FACTS
     training.labels_changed()
-    assert "patches of 96×112" in window.train._plan.text()
+    assert "patches of 96×128" in window.train._plan.text()
     assert window.train.start.isEnabled()
     window.train.start.click()
     assert asked[0][asked[0].index("--minutes") + 1] == "10.0"

@@ -90,7 +90,7 @@ def test_48_orders_one_mask_in_world_space(tmp_path: Path) -> None:
         (["segment", "SCAN", "--prompt", "a" * 5000, "-o", "m.nii.gz"], "5,000 characters"),
         (["segment", "SCAN", "--prompt", "x", "-o", "m.jpg"], "must end in .nii"),
         (["segment", "SCAN", "--prompt", "x", "-o", "no/such/m.nii.gz"], "folder does not exist"),
-        (["segment", "SCAN", "--prompt", "liver", "--source", "prediction", "-o", "m.nii.gz"], "makes no prediction"),
+        (["segment", "SCAN", "--prompt", "liver", "--source", "prediction", "-o", "m.nii.gz"], "is not known here"),
         (["segment", "SCAN", "--prompt", "x", "--model", "nothing", "-o", "m.nii.gz"], "there is no model"),
         (["train", "nowhere"], "not a study"),
         (["pretrain", "nowhere"], "not a study"),

@@ -74,7 +74,7 @@ def test_the_command_line_imports_nothing_from_where_it_is_started(
     shutil.copy(first_scan(), tmp_path / "scans" / "scan.nii.gz")
     without_our_name = tuple(name for name in PLANTED if name != "amvlm.py")  # that one *is* ``python -m amvlm`` there
     plant(folder, canary, without_our_name)
-    segment = ["segment", str(tmp_path / "scans" / "scan.nii.gz"), "--prompt", "hippocampus", "--model",
+    segment = ["segment", str(tmp_path / "scans" / "scan.nii.gz"), "--prompt", "anterior hippocampus", "--model",
                str(tmp_path / "model"), "-o", str(tmp_path / "mask.nii.gz")]  # fmt: skip
     command = segment if where == "scans" else ["verify", str(sample_store.folder)]
     done = start([sys.executable, "-m", "amvlm", *command], folder)
