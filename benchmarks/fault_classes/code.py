@@ -129,7 +129,9 @@ def pickles() -> Iterator[Trial]:
             (model / name).write_bytes(made)
         place.allow(place.work / "m.nii.gz")
         scan = makers.scans(place.work / "scans") / "good_0.nii.gz"
-        place.refused("segment", scan, "--prompt", "anterior hippocampus", "-o", place.work / "m.nii.gz", "--model", model)
+        place.refused(
+            "segment", scan, "--prompt", "anterior hippocampus", "-o", place.work / "m.nii.gz", "--model", model
+        )
         _expect_nothing_ran(place, canary)
 
     for content in ("pickle", "torch", "npy"):

@@ -141,7 +141,8 @@ def odd_outputs() -> Iterator[Trial]:
             target.symlink_to(place.outside / "keep" / "diary.txt" if kind == "link" else place.outside / "keep")
         place.allow(study / "store.sqlite")
         arguments = {
-            "segment": ["segment", scan, "--prompt", "anterior hippocampus", "-o", target], "edit": ["edit", scan, "-o", target],
+            "segment": ["segment", scan, "--prompt", "anterior hippocampus", "-o", target],
+            "edit": ["edit", scan, "-o", target],
             "quality": ["quality", study, "--json", target],
             "evaluate": ["evaluate", study, "--split", "val", "--json", target],
         }[command]  # fmt: skip

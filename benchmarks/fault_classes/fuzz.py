@@ -141,7 +141,9 @@ def models() -> Iterator[Trial]:
             shutil.copytree(bundled(), folder)
             path = folder / name
             path.write_bytes(mutant(path.read_bytes(), chance, 3000))
-            place.run("segment", scan, "--prompt", "anterior hippocampus", "-o", place.work / "m.nii.gz", "--model", folder)
+            place.run(
+                "segment", scan, "--prompt", "anterior hippocampus", "-o", place.work / "m.nii.gz", "--model", folder
+            )
 
     for name in ("card.json", "config.json", "tokenizer.json", "model.safetensors"):
         for seed in range(3):
