@@ -67,11 +67,23 @@ def contradictions() -> Iterator[Trial]:
         "spacing 0": changed(put(80, "<3f", 0, 0, 0), put(252, "<2h", 1, 0)),
         "negative spacing": changed(put(80, "<3f", -1, -1, -2), put(252, "<2h", 1, 0)),
         "spacing NaN": changed(put(80, "<f", np.nan), put(252, "<2h", 1, 0)),
-        "spacing in metres": changed(put(123, "<B", 1), put(280, "<12f", .001, 0, 0, 0, 0, .001, 0, 0, 0, 0, .002, 0),
-                                     put(80, "<3f", .001, .001, .002)),
         "singular": changed(put(280, "<12f", *[1.0] * 12), put(252, "<h", 0)),
     }.items():  # fmt: skip
         yield name, partial(_voxels_refused, name="x.nii.gz", content=content)
+
+    def metres(place: Place) -> None:
+        """Nothing is wrong with metres, if they are read as such."""
+        from amvlm.store import LabelStore
+
+        folder, study = makers.scans(place.work / "scans"), place.new_study()
+        rows = (0.001, 0, 0, 0, 0, 0.001, 0, 0, 0, 0, 0.002, 0)
+        changes = (put(123, "<B", 1), put(280, "<12f", *rows), put(80, "<3f", 0.001, 0.001, 0.002))
+        (folder / "x.nii.gz").write_bytes(changed(*changes))
+        place.fine("import", folder, "--into", study)
+        spacings = [np.linalg.norm(case.affine[:3, :3], axis=0) for case in LabelStore(study).cases()]
+        place.expect(all(np.allclose(own, (1, 1, 2), atol=1e-4) for own in spacings), f"spacings of {spacings} mm")
+
+    yield "spacing in metres", metres
 
 
 @fault_class(4, "MetaImage and NRRD geometry that cannot be")

@@ -225,3 +225,26 @@ def test_a_sheet_of_empty_cells_takes_no_time(tmp_path: Path) -> None:
             bomb.writestr(part, content)
     with pytest.raises(UserError, match="too many cells"):
         read_captions(tmp_path / "bomb.xlsx")
+
+
+def test_a_table_without_a_row_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(folder / "a.png")
+    (folder / "short.csv").write_text(f"{HEADER}a.png\n")
+    report = import_study(folder, tmp_path / "study")
+    assert any("short.csv" in line and "holds no row" in line for line in report.lines())
+
+
+def test_regions_of_interest_are_masks(scan_path: Path, tmp_path: Path) -> None:
+    from amvlm.imaging import Volume, read_volume, write_volume
+
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    (folder / "scan.nii.gz").write_bytes(scan_path.read_bytes())
+    scan = read_volume(scan_path)
+    write_volume(folder / "scan_roi.nii.gz", Volume((scan.array > 400).astype(np.uint8), scan.affine))
+    import_study(folder, tmp_path / "study", structure="lesion")
+    store = LabelStore(tmp_path / "study")
+    assert len(store.cases()) == 1
+    assert store.current("case-00001", "lesion") is not None

@@ -131,7 +131,10 @@ def is_short_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(words in text for words in _SHORT_MEMORY)
 
 
-_SHORT_MEMORY = ("not enough memory", "can't allocate memory", "cannot allocate memory", "unable to mmap", "bad_alloc")
+_SHORT_MEMORY = (
+    "not enough memory", "can't allocate memory", "cannot allocate memory", "unable to mmap", "bad_alloc",
+    "can't start new thread",
+)  # fmt: skip
 
 
 def _keep_failure(run: RunFolder, text: str) -> None:

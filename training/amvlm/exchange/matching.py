@@ -25,7 +25,10 @@ _CONTAINERS = frozenset(
 _IMAGE_SIDES = ("img/labelcol", "images/ground-truths")
 """Layouts of chest X-ray sets whose captions name the image's own left and right (LViT, QaTa-COV19)."""
 _PATIENT = re.compile(r"(sub-[a-z0-9]+|(?:case|patient|pat|subject|volume|vol)[_-]?\d+)(?=[_.-])", re.IGNORECASE)
-_MASK_WORDS = "seg|segs|segmentation|label|labels|labelmap|mask|masks|gt|groundtruth|ground_truth|annotation"
+_MASK_WORDS = (
+    "seg|segs|segmentation|label|labels|labelmap|mask|masks|gt|groundtruth|ground_truth|annotation|annotations|"
+    "roi|rois|contour|contours"
+)
 _MASK_NAME = re.compile(rf"(?:(?P<before>.+)[_.\- ])?(?:{_MASK_WORDS})|(?:{_MASK_WORDS})[_.\- ](?P<after>.+)")
 _OF_NO_SCAN = "its name says that it is a mask, but no scan here has the rest of its name; is it a scan? Then rename it"
 _SCAN_ENDS = ("", "_image", "-image", "_img", "-img", "_scan", "_volume", "_0000")

@@ -101,7 +101,10 @@ class Captions:
                 raise
             accounts.leave_out(table, f"{error.what}. {error.remedy.rstrip('.')}", "refused")
             return []
-        accounts.settle("table", [table])
+        if found:
+            accounts.settle("table", [table])
+        else:
+            accounts.leave_out(table, "it holds no row with an image and a caption")
         return found
 
     def __bool__(self) -> bool:
