@@ -437,6 +437,8 @@ def test_what_is_refused_leaves_no_mask_behind(
             case or scan.case_id, structure or sample_store.structures()[0].name, np.ones(scan.shape, np.uint8),
             prompt=prompt,
         )  # fmt: skip
-    with pytest.raises(UserError):
-        sample_store.mark(case or "\udcff", structure or "x", "skipped")
+    with pytest.raises(UserError, match="has no case"):
+        sample_store.mark("\udcff", "x", "skipped")
+    with pytest.raises(UserError, match="has no structure"):
+        sample_store.mark(scan.case_id, "l\udcffver", "skipped")
     assert sorted((sample_store.folder / "labels").iterdir()) == before

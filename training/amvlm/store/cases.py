@@ -214,7 +214,7 @@ def require(connection: sqlite3.Connection, case_id: str, structure: str) -> Non
     UserError
     """
     require_case(connection, case_id)
-    if not connection.execute("SELECT 1 FROM structure WHERE name = ?", (structure,)).fetchone():
+    if not connection.execute("SELECT 1 FROM structure WHERE name = ?", (comparable(structure),)).fetchone():
         names = [s.name for s in select_structures(connection)]
         raise UserError(
             f"the study has no structure {printable(structure)[:60]!r}",
@@ -229,12 +229,21 @@ def require_case(connection: sqlite3.Connection, case_id: str) -> None:
     ------
     UserError
     """
-    if not connection.execute("SELECT 1 FROM case_ WHERE case_id = ?", (str(case_id),)).fetchone():
+    if not connection.execute("SELECT 1 FROM case_ WHERE case_id = ?", (comparable(str(case_id)),)).fetchone():
         rows = connection.execute("SELECT case_id FROM case_ ORDER BY case_id LIMIT 4").fetchall()
         raise UserError(
             f"the study has no case {printable(case_id)[:60]!r}",
             remedy=f"Its cases: {shortened([row['case_id'] for row in rows], 3)}." if rows else "It is empty.",
         )
+
+
+def comparable(text: str) -> str | bytes:
+    """A text that SQLite can look for; half a character, which it cannot hold, as bytes, which equal no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode(errors="surrogatepass")
+    return text
 
 
 def shortened(names: Sequence[str], most: int = 5) -> str:
