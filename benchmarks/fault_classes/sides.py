@@ -84,7 +84,7 @@ def sides() -> Iterator[Trial]:
             card = json.loads((model / "card.json").read_text())
             card["laterality"] = side
             (model / "card.json").write_text(json.dumps(card))
-            place.allow(place.work / f"{side}.nii.gz")
+            place.allow(model, place.work / f"{side}.nii.gz")
             place.fine("segment", scan, "--prompt", "left anterior hippocampus" if side == "patient" else
                        "right anterior hippocampus", "--model", model, "-o", place.work / f"{side}.nii.gz")  # fmt: skip
             path = place.work / f"{side}.nii.gz"
