@@ -7,12 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from amvlm import start
 from amvlm.events import EventReader, Failed, Finished
+from amvlm.following import follow
 from amvlm.models import AmvlmModel
 from amvlm.store import LabelStore
+from amvlm.store.runs import RunFolder, Stopped
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="uses POSIX signals"),
@@ -117,6 +121,16 @@ def test_while_the_libraries_are_loaded_a_sentence_answers() -> None:
     done = subprocess.run([sys.executable, "-P", "-c", loading], capture_output=True, text=True, check=False)
     assert done.returncode == 130
     assert done.stderr == "amvlm: ended by Ctrl-C. What was saved before is kept; run the command again.\n"
+
+
+def test_a_signal_that_a_library_swallowed_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    LabelStore.create(tmp_path / "study")
+    run = RunFolder.new(tmp_path / "study")
+    monkeypatch.setattr(start, "interrupted", False)
+    with pytest.raises(KeyboardInterrupt):
+        start._remember(signal.SIGINT, None)
+    with run, pytest.raises(Stopped):
+        follow(iter(()), run)
 
 
 @pytest.fixture
