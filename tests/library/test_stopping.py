@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from amvlm import start
+from amvlm import interrupts
 from amvlm.events import EventReader, Failed, Finished
 from amvlm.following import follow
 from amvlm.models import AmvlmModel
@@ -126,9 +126,9 @@ def test_while_the_libraries_are_loaded_a_sentence_answers() -> None:
 def test_a_signal_that_a_library_swallowed_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     LabelStore.create(tmp_path / "study")
     run = RunFolder.new(tmp_path / "study")
-    monkeypatch.setattr(start, "interrupted", False)
+    monkeypatch.setattr(interrupts, "interrupted", False)
     with pytest.raises(KeyboardInterrupt):
-        start._remember(signal.SIGINT, None)
+        interrupts.remember(signal.SIGINT, None)
     with run, pytest.raises(Stopped):
         follow(iter(()), run)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from amvlm import console, start
+from amvlm import console, interrupts
 from amvlm.curves import Curves
 from amvlm.errors import UserError
 from amvlm.events import AnyEvent, Failed, Finished, Note, Progress, Started, Validation
@@ -89,7 +89,7 @@ def asking_to_stop(run: RunFolder) -> Iterator[Callable[[], None]]:
         known: signal.signal(known, handle) for name in _SIGNALS if (known := getattr(signal, name, None)) is not None
     }
     try:
-        if start.interrupted:
+        if interrupts.interrupted:
             raise KeyboardInterrupt
         yield has_saved
     finally:

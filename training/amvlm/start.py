@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import signal
 import sys
-from types import FrameType
+
+from amvlm.interrupts import remember
 
 _ENDED = "amvlm: ended by Ctrl-C. What was saved before is kept; run the command again.\n"
-
-
-interrupted = False
-"""Whether a Ctrl-C came before a job listened for it: one that falls into a library's callback is lost there."""
 
 
 def main() -> None:
     """Entry point of ``amvlm``."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _remember)
+        signal.signal(signal.SIGINT, remember)
     try:
         from amvlm import cli
 
@@ -24,12 +21,6 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write(_ENDED)
         raise SystemExit(130) from None
-
-
-def _remember(number: int, frame: FrameType | None) -> None:
-    global interrupted
-    interrupted = True
-    signal.default_int_handler(number, frame)
 
 
 def train_main() -> None:
