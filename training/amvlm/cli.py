@@ -228,9 +228,7 @@ def segment(
     for note in scan.notes:
         console.say(note, "note")
     loaded = AmvlmModel.load(find_model(model))
-    reading = loaded.card.read(prompt)
-    if reading.refusal:
-        raise UserError(reading.refusal.rstrip("."), remedy="Type one of these, or train a model on the structure.")
+    reading = loaded.card.understood(prompt)
     if reading.note:
         console.say(reading.note, "note")
     prompt = reading.caption

@@ -22,6 +22,7 @@ from amvlm.models.card import RESEARCH_ONLY
 from amvlm.outside import read_bytes, read_json
 from amvlm.paths import inside, slug
 from amvlm.store import Case, LabelStore
+from amvlm.text.read import ReadPrompt
 
 Kind = Literal["text mask", "prediction", "merged"]
 TABLE, SETTINGS = "predictions.csv", "predictions.json"
@@ -84,36 +85,40 @@ def predict(
     UserError
         If the folder holds other things, or what another model or other prompts made; or cannot be written.
     """
-    for prompt in order.prompts:
-        if refusal := model.card.read(prompt).refusal:
-            raise UserError(refusal.rstrip("."), remedy="Type one of these, or train a model on the structure.")
+    readings = [model.card.understood(prompt) for prompt in order.prompts]
     rows = _begin(into, _settings(model, order))
     cases = store.cases()
     for done, case in enumerate(cases):
-        name = slug((names or {}).get(case.case_id, case.case_id)) if names else case.case_id
+        name = slug(names[case.case_id]) if names else case.case_id
         own = rows.get(name)
         if own is None or not all((into / row.file).is_file() for row in own):
-            own = _predicted(model, store, case, name, order, into)
+            own = _predicted(model, store, case, name, order, readings, into)
             rows[name] = own
             _write_table(into, [row for found in rows.values() for row in found])
         yield done + 1, len(cases), own
 
 
 def _predicted(
-    model: AmvlmModel, store: LabelStore, case: Case, name: str, order: Order, into: Path
+    model: AmvlmModel,
+    store: LabelStore,
+    case: Case,
+    name: str,
+    order: Order,
+    readings: Sequence[ReadPrompt],
+    into: Path,
 ) -> list[PredictedMask]:
     scan = store.read_image(case)
     session = Session(model, scan, default_device())
     probabilities, found = [], []
-    for number, prompt in enumerate(order.prompts, 1):
-        reading = model.card.read(prompt)
-        probability = session.segment_volume(reading.caption)[order.kind]
+    for number, (prompt, reading) in enumerate(zip(order.prompts, readings, strict=True), 1):
+        masks_of = session.segment_volume(reading.caption)
         notes = [reading.note, *session.warnings(reading.caption), session.doubts(reading.caption)]
-        if order.kind != "text mask" and session.prediction_of(reading.caption) is None:
-            probability = session.segment_volume(reading.caption)["text mask"]
+        kind = order.kind
+        if kind != "text mask" and session.prediction_of(reading.caption) is None:
+            kind = "text mask"
             notes.insert(0, "The model predicts no such structure: this is the text mask.")
         file = f"{name}{order.suffix}" if order.combined else f"{name}_{slug(prompt)}{order.suffix}"
-        probabilities.append(probability)
+        probabilities.append(masks_of[kind])
         found.append((number if order.combined else 1, prompt, file, _expected(session, reading.caption), notes))
     masks = _masks(probabilities, order)
     if order.combined:

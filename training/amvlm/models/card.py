@@ -96,6 +96,20 @@ class ModelCard(BaseModel):
         own = self.structure_of(typed)
         return ReadPrompt(typed, None if own is None else own.name, caption=typed)
 
+    def understood(self, prompt: str) -> ReadPrompt:
+        """What a person typed, where a mask must come of it.
+
+        Raises
+        ------
+        UserError
+            If it cannot be read without a guess.
+        """
+        reading = self.read(prompt)
+        if reading.refusal:
+            remedy = "Type one of these, or train a model on the structure."
+            raise UserError(reading.refusal.rstrip("."), remedy=remedy)
+        return reading
+
     def structure_of(self, prompt: str) -> KnownStructure | None:
         """The known structure that a caption of the study names; the longest name wins."""
         found = [structure for structure in self.structures if structure.matches(prompt)]
