@@ -21,6 +21,7 @@ from amvlm.inference import Session, find_model
 from amvlm.learning import RunFolder, train
 from amvlm.learning.before import dices_before
 from amvlm.learning.fitting import patch_loss, pseudo_labelled
+from amvlm.learning.going_on import known_student, known_text, widths_to_keep
 from amvlm.learning.patches import PatchSampler, PreparedCase, affine_moves, augmented, moved, plain
 from amvlm.learning.prepared import PreparedStudy
 from amvlm.learning.study import open_study
@@ -29,7 +30,7 @@ from amvlm.losses.exclusive import exclusive_dice_ce, structure_logits
 from amvlm.models import AmvlmModel
 from amvlm.models.half_unet import HalfUNet
 from amvlm.models.planned import PlannedStudent, grown_box, keep_largest_part, with_context
-from amvlm.models.planned_text import planned_film_unet
+from amvlm.models.planned_text import PlannedFilmUNet, planned_film_unet
 from amvlm.models.scan import plan_input
 from amvlm.planning import Intensities, Normalisation, Plan
 from amvlm.store import LabelStore
@@ -424,3 +425,42 @@ def test_a_run_broken_off_goes_on_to_the_same_bytes(
         (sample_store.folder / "models" / name / "model.safetensors").read_bytes() for name in ("whole", "broken")
     )
     assert whole == broken
+
+
+def test_a_run_goes_on_from_a_model_of_the_same_layers_and_structures(
+    validated_store: LabelStore, build_model: Callable[..., AmvlmModel], quick: None
+) -> None:
+    """Its student and its text network; another structure, or the wish for it, begins with random weights."""
+    _train(validated_store, build_model(), "first")
+    base = AmvlmModel.load(validated_store.folder / "models" / "first")
+    events = _train(validated_store, base, "second")
+    assert any(isinstance(e, Note) and "goes on from first" in e.text for e in events)
+    second = AmvlmModel.load(validated_store.folder / "models" / "second")
+    assert second.plan is not None
+    assert base.plan is not None
+    assert second.plan.widths == base.plan.widths
+    settings = TrainSettings()
+    assert known_student(base, second.plan, settings) is base.student
+    assert isinstance(second.generator, PlannedFilmUNet)
+    assert known_text(base, second.generator, settings) is base.generator
+    other = second.plan.model_copy(update={"structures": ("liver", "spleen")})
+    assert known_student(base, other, settings) is None
+    anew = TrainSettings(from_scratch=True)
+    assert known_student(base, second.plan, anew) is None
+    assert known_text(base, second.generator, anew) is None
+    assert widths_to_keep(base, ["liver"], settings) == widths_to_keep(base, base.plan.structures, anew) == ()
+
+
+def test_a_run_that_goes_on_repeats_bit_for_bit_after_a_break(
+    validated_store: LabelStore, build_model: Callable[..., AmvlmModel], quick: None
+) -> None:
+    _train(validated_store, build_model(), "first")
+    base = AmvlmModel.load(validated_store.folder / "models" / "first")
+    _train(validated_store, base, "whole")
+    _train(validated_store, base, "broken", broken=True)
+    _train(validated_store, base, "broken", resume=True)
+    first, whole, broken = (
+        (validated_store.folder / "models" / name / "model.safetensors").read_bytes()
+        for name in ("first", "whole", "broken")
+    )
+    assert whole == broken != first
