@@ -29,7 +29,7 @@ from amvlm.losses import masked_dice_bce
 from amvlm.losses.exclusive import exclusive_dice_ce, structure_logits
 from amvlm.models import AmvlmModel
 from amvlm.models.half_unet import HalfUNet
-from amvlm.models.planned import PlannedStudent, grown_box, keep_largest_part, with_context
+from amvlm.models.planned import PlannedStudent, View, grown_box, keep_largest_part, turned, with_context
 from amvlm.models.planned_text import PlannedFilmUNet, planned_film_unet
 from amvlm.models.scan import plan_input
 from amvlm.planning import Intensities, Normalisation, Plan
@@ -170,14 +170,26 @@ def test_answers_lie_on_the_scans_grid_and_the_region_is_found(patch: tuple[int,
     assert int((logits > 0).sum()) == 300
 
 
-def test_accurate_answers_average_mirrored_copies() -> None:
-    plan = _plan(mirror=(True, True))
-    student = PlannedStudent(plan).eval()
-    planes = torch.randn(3, 1, 32, 32)
-    once, four = (student.volume_logits(planes, (1.0, 1.0, 1.0), accurate) for accurate in (False, True))
-    assert not torch.equal(once, four)
-    turned = student.volume_logits(planes.flip(-1), (1.0, 1.0, 1.0), accurate=True)
-    assert torch.allclose(four, turned.flip(-1), atol=1e-4)
+@pytest.mark.parametrize("mirror", [False, True])
+def test_accurate_answers_average_turned_and_mirrored_copies(mirror: bool) -> None:
+    student = PlannedStudent(_plan(mirror=(mirror, mirror))).eval()
+    planes = torch.randn(3, 1, 32, 48)
+    once, many = (student.volume_logits(planes, (1.0, 1.0, 1.0), accurate) for accurate in (False, True))
+    assert not torch.equal(once, many)
+    other_way = student.volume_logits(planes.flip(-1), (1.0, 1.0, 1.0), accurate=True)
+    assert torch.allclose(many, other_way.flip(-1), atol=1e-4) == mirror
+
+
+def test_a_turned_copy_comes_back() -> None:
+    """A disc off the centre of a slice that is wider than high, turned by 30° and back."""
+    rows, columns = np.mgrid[:40, :64]
+    disc = torch.from_numpy(((rows - 14) ** 2 + (columns - 40) ** 2 < 25).astype(np.float32))[None]
+    there = turned(disc, 30.0)
+    centre = [float((there[0] * torch.from_numpy(place)).sum() / there.sum()) for place in (rows, columns)]
+    middle, reach = np.array([19.5, 31.5]), np.hypot(5.5, 8.5)
+    assert np.hypot(*(np.array(centre) - middle)) == pytest.approx(reach, abs=0.2)
+    assert np.hypot(*(np.array(centre) - [14, 40])) == pytest.approx(2 * reach * np.sin(np.pi / 12), abs=0.2)
+    assert float((View((-1,), 30.0).back(View((-1,), 30.0).of(disc)) - disc).abs().mean()) < 0.02
 
 
 def test_a_3d_student_reads_blocks() -> None:

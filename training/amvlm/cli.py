@@ -213,7 +213,7 @@ def segment(
     threshold: Annotated[float, typer.Option(min=0, max=1, help="probability from which a voxel belongs to it")] = 0.5,
     volume_index: Annotated[int | None, typer.Option(help="which volume of a 4-D file, from 0")] = None,
     series: Annotated[int | None, typer.Option(help="which series of a DICOM folder, from 0")] = None,
-    accurate: Annotated[bool, typer.Option("--accurate", help="average over mirrored copies; slower")] = False,
+    accurate: Annotated[bool, typer.Option("--accurate", help="average over turned copies; slower")] = False,
 ) -> None:
     """Outline a structure in a scan; the mask lies on the scan's own grid."""
     import numpy as np
