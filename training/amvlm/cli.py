@@ -221,6 +221,7 @@ def segment(
     from amvlm.imaging import Volume, check_target, read_volume, to_original, write_volume
     from amvlm.inference import Session, find_model
     from amvlm.inference.evaluate import default_device
+    from amvlm.inference.sides import SideCheck
     from amvlm.models import AmvlmModel
 
     check_target(output)
@@ -238,9 +239,11 @@ def segment(
     if source == "prediction" and session.prediction_of(prompt) is None:
         raise UserError("this model makes no prediction for that structure", remedy="Use --source text.")
     kind = {"text": "text mask", "prediction": "prediction", "merged": "merged"}[source]
-    probs = session.segment_volume(prompt)[kind]
-    if doubt := session.doubts(prompt):
+    masks, sides = session.segment_volume(prompt), SideCheck.of(session, reading)
+    sides.see_volume(masks)
+    for doubt in filter(None, (sides.sentence(), session.doubts(prompt))):
         console.say(doubt, "note")
+    probs = sides.kept(masks[kind])
     mask = to_original((probs >= max(1, round(threshold * 255))).astype(np.uint8), scan)
     write_volume(output, Volume(np.ascontiguousarray(mask), scan.affine, scan.sides_known, scan.planar))
     voxels = int(mask.sum())

@@ -13,6 +13,8 @@ from amvlm.cli import main
 from amvlm.sample.study import bundled_model_folder, copy_sample_study
 
 NAME = "hippocampus-demo"
+TEXT_ENCODER = "minilm"
+"""Frozen, and named by its hash in the model; a study that starts from the bundled model keeps it."""
 LICENCE = "CC BY-SA 4.0, made from Medical Segmentation Decathlon Task04 (see ATTRIBUTION.md of the sample study)."
 
 
@@ -24,7 +26,7 @@ def make_model(into: Path) -> None:
         study = Path(temporary) / "study"
         store = copy_sample_study(study)
         common = ["--seed", "0", "--precision", "bf16"]
-        sizes = ["--image-size", "64", "--batch-size", "16"]
+        sizes = ["--image-size", "64", "--batch-size", "16", "--text-encoder", TEXT_ENCODER]
         main(["pretrain", str(study), "--name", "base", "--steps", "400", "--generator-steps", "400", *sizes, *common])
         main(["train", str(study), "--model", "base", "--name", NAME, "--steps", "2000", *common])
         model = AmvlmModel.load(store.folder / "models" / NAME)
