@@ -21,7 +21,7 @@ from amvlm.inference import Session, find_model
 from amvlm.learning import RunFolder, train
 from amvlm.learning.before import dices_before
 from amvlm.learning.fitting import patch_loss, pseudo_labelled
-from amvlm.learning.going_on import known_student, known_text, widths_to_keep
+from amvlm.learning.going_on import known_text, start_student, widths_to_keep
 from amvlm.learning.patches import PatchSampler, PreparedCase, affine_moves, augmented, moved, plain
 from amvlm.learning.prepared import PreparedStudy
 from amvlm.learning.study import open_study
@@ -452,13 +452,15 @@ def test_a_run_goes_on_from_a_model_of_the_same_layers_and_structures(
     assert base.plan is not None
     assert second.plan.widths == base.plan.widths
     settings = TrainSettings()
-    assert known_student(base, second.plan, settings) is base.student
+    student = PlannedStudent(second.plan)
+    assert start_student(student, base, settings)
+    assert torch.equal(student.network.read.weight, base.student.network.read.weight)
     assert isinstance(second.generator, PlannedFilmUNet)
     assert known_text(base, second.generator, settings) is base.generator
     other = second.plan.model_copy(update={"structures": ("liver", "spleen")})
-    assert known_student(base, other, settings) is None
+    assert not start_student(PlannedStudent(other), base, settings)
     anew = TrainSettings(from_scratch=True)
-    assert known_student(base, second.plan, anew) is None
+    assert not start_student(student, base, anew)
     assert known_text(base, second.generator, anew) is None
     assert widths_to_keep(base, ["liver"], settings) == widths_to_keep(base, base.plan.structures, anew) == ()
 
@@ -476,3 +478,18 @@ def test_a_run_that_goes_on_repeats_bit_for_bit_after_a_break(
         for name in ("first", "whole", "broken")
     )
     assert whole == broken != first
+
+
+def test_a_structure_keeps_its_channels_among_others(build_model: Callable[..., AmvlmModel]) -> None:
+    """From a sigmoid each of three structures to a softmax of two of them, in another order."""
+    plan = _plan(structures=("a", "b", "c"), exclusive=False, largest_part=(False,) * 3)
+    before = PlannedStudent(plan).eval()
+    base = dataclasses.replace(build_model(), plan=plan, student=before)
+    fewer = plan.model_copy(update={"structures": ("c", "a"), "exclusive": True, "largest_part": (False,) * 2})
+    after = PlannedStudent(fewer).eval()
+    assert start_student(after, base, TrainSettings())
+    image = torch.randn(1, plan.inputs, 32, 32)
+    with torch.no_grad():
+        old, new = before(image), after(image)
+    assert torch.allclose(new[:, 1:], old[:, [2, 0]], atol=1e-6)
+    assert float(new[:, 0].abs().max()) == 0

@@ -15,7 +15,7 @@ from amvlm.events import AnyEvent, Finished, Note, Progress, Validation
 from amvlm.learning.before import dices_before
 from amvlm.learning.calibration import enough, fit_expected_dice, fit_text_weights, mean_dices
 from amvlm.learning.fitting import Learner, Phase, answer, case_dices, pseudo_labelled
-from amvlm.learning.going_on import known_student, known_text
+from amvlm.learning.going_on import known_text, start_student
 from amvlm.learning.patches import PreparedCase
 from amvlm.learning.planned_opening import PlannedRun, open_planned
 from amvlm.learning.planned_text import TEXT_SHARE, PlannedText, on_plan_grid, teach_text
@@ -102,9 +102,7 @@ def _student(opened: PlannedRun, base: AmvlmModel, resume: bool) -> Generator[An
     precision = "fp32" if mixed == "no" or broken else mixed
     learner, done = Learner(plan, context.device, precision, opened.settings.seed, context.run.path / "student"), 0
     restored = learner.load() if resume else None
-    known = known_student(base, plan, opened.settings)
-    if restored is None and known is not None:
-        learner.student.load_state_dict(known.state_dict())
+    if restored is None and start_student(learner.student, base, opened.settings):
         yield Note(text=f"Training goes on from {base.card.name}.")
     if restored is not None:
         done = restored.step
