@@ -1,8 +1,8 @@
 """``make demo-model``: make the bundled model with the project's own commands.
 
 Five labelled volumes (the start set) and the pool's images without labels teach it. The validation cases' expert masks
-choose α and calibrate expected Dice; nothing of the test cases is seen. A third structure, the whole hippocampus, is the
-union of the two parts.
+choose α and calibrate expected Dice; nothing of the test cases is seen. A third structure, the whole hippocampus, is
+the union of the two parts.
 """
 
 from __future__ import annotations
