@@ -168,7 +168,9 @@ class PretrainSettings(LoopSettings):
         0.1, title="Text encoder's share of the learning rate", ge=0, le=1,
         description="at 1 the contrast makes it forget the words that no image tells apart yet, sides first",
     )  # fmt: skip
-    validate_every: int = Field(0, title="Validate every (steps)", ge=0, description="0: once per epoch")
+    validate_every: int = Field(
+        0, title="Validate every (steps)", ge=0, description="0: once per epoch, at most 20 times"
+    )
     checkpoint_every: int = Field(250, title="Checkpoint every (steps)", ge=1)
     patience: int = Field(5, title="Early stopping: validations without a better loss", ge=1)
     temperature: float = Field(0.07, title="Temperature τ", gt=0, le=1)

@@ -24,6 +24,7 @@ from amvlm.learning.runtime import Ahead, Clock, FiniteWatch, Means
 from amvlm.models import VisionLanguageModel
 
 HELD_OUT_BATCHES = 8
+MOST_VALIDATIONS = 20
 INERT = 0.02
 
 
@@ -36,8 +37,8 @@ def align(
 ) -> Iterator[AnyEvent]:
     """Train ``vlm`` in place; the weights of the lowest validation loss are kept where captions can be validated.
 
-    Yields Progress about once a second (losses are weighted as they enter the sum), the validation loss once per
-    epoch, and Notes. Stops early after ``settings.patience`` validations without a better loss.
+    Yields Progress about once a second (losses are weighted as they enter the sum), the validation loss about once
+    per epoch, and Notes. Stops early after ``settings.patience`` validations without a better loss.
     """
     alignment = Alignment(vlm, settings).to(context.device)
     momentum: nn.Module | None = make_teacher(alignment.online) if settings.icl_weight > 0 else None
@@ -58,7 +59,7 @@ def align(
         if doubt:
             yield Note(level="warning", text=doubt)
     clock, means, watch = Clock(settings.steps, first), Means(), FiniteWatch()
-    every = settings.validate_every or max(1, captioned.cases // settings.batch_size)
+    every = settings.validate_every or validation_interval(captioned.cases, settings)
     ahead = Ahead(lambda step: draw_pairs(context, vlm, captioned, settings, step), range(first, settings.steps))
     for step, drawn in ahead:
         if context.stop_asked() or state["stopped"]:
@@ -92,6 +93,14 @@ def align(
             yield from _warn_if_inert(notes, step + 1)
     if math.isfinite(state["best"]):
         vlm.load_state_dict(parts["best"].state_dict())
+
+
+def validation_interval(cases: int, settings: PretrainSettings) -> int:
+    """Steps between validations: an epoch, or a twentieth of the run where an epoch is shorter.
+
+    ``patience`` counts validations: with an epoch of one step it would end a run within its warm-up.
+    """
+    return max(1, cases // settings.batch_size, -(-settings.steps // MOST_VALIDATIONS))
 
 
 def _validate(
