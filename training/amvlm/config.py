@@ -29,8 +29,9 @@ class EncoderSettings(Settings):
     """Which encoders the vision-language model is built from."""
 
     image_encoder: str = Field(
-        "tiny", title="Image encoder", description="tiny, small, paper, a hub id or a folder", max_length=4096
-    )
+        "tiny", title="Image encoder", max_length=4096,
+        description="tiny, efficientnet-lite0, small, paper, a hub id (owner/name@revision) or a folder",
+    )  # fmt: skip
     text_encoder: str = Field(
         "tiny", title="Text encoder", max_length=4096,
         description="tiny, minilm, small, paper, a hub id (owner/name@revision) or a folder",
@@ -141,7 +142,14 @@ class LoopSettings(Settings):
 
 
 Captions = Literal["true", "shuffled", "empty"]
+REGISTERED_TOWERS = ("efficientnet-lite0",)
+"""Image encoders whose weights the registry names."""
 _PRESETS: dict[str, dict[str, Any]] = {
+    "locked": {
+        "learning_rate": 1e-3,
+        "steps": 3000,
+        "encoders": {"image_encoder": "efficientnet-lite0", "text_encoder": "minilm", "image_size": 112},
+    },
     "tiny": {"learning_rate": 1e-3, "encoders": {"image_encoder": "tiny", "text_encoder": "tiny", "image_size": 112}},
     "small": {
         "learning_rate": 1e-4,
@@ -157,9 +165,14 @@ _PRESETS: dict[str, dict[str, Any]] = {
 class PretrainSettings(LoopSettings):
     """``amvlm pretrain``: L_ita + 0.5·L_css + 0.1·L_pdt + 0.1·L_local + 0.1·L_icl, then the text mask generator."""
 
-    preset: Literal["tiny", "small", "paper"] = Field(
-        "tiny", title="Preset", description="encoders, image size and learning rate, where not given one by one"
+    preset: Literal["tiny", "locked", "small", "paper"] = Field(
+        "tiny", title="Preset", description="encoders, image size, learning rate …, where not given one by one"
     )
+    towers: Literal["auto", "locked", "unfrozen"] = Field(
+        "auto", title="Encoders",
+        description="locked: frozen, their tokens computed once; auto: locked where both are pre-trained and the image "
+        "encoder is of the registry",
+    )  # fmt: skip
     steps: int = Field(600, title="Contrastive steps", ge=0, le=1_000_000)
     generator_steps: int = Field(1000, title="Generator steps", ge=0, le=1_000_000)
     generator_learning_rate: float = Field(1e-3, title="Generator's learning rate", gt=0, le=1)
@@ -206,7 +219,14 @@ class PretrainSettings(LoopSettings):
         encoders = given.get("encoders", {})
         if isinstance(encoders, dict):
             given = {**given, "encoders": {**preset["encoders"], **encoders}}
-        return {"learning_rate": preset["learning_rate"], **given}
+        return {**{name: value for name, value in preset.items() if name != "encoders"}, **given}
+
+    @property
+    def locked(self) -> bool:
+        """Whether both encoders stay as they are."""
+        encoders = self.encoders
+        pretrained = encoders.image_encoder in REGISTERED_TOWERS and encoders.text_encoder != "tiny"
+        return self.towers == "locked" or (self.towers == "auto" and pretrained)
 
     def for_the_record(self) -> PretrainSettings:
         """As a run and a model card keep them: no path of this machine."""

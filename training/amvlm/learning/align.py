@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,7 @@ from amvlm.learning.checkpoint import checked_state, checkpoints, load_checkpoin
 from amvlm.learning.context import Context
 from amvlm.learning.ema import follow, make_teacher
 from amvlm.learning.gathering import without_processes
+from amvlm.learning.locked import LockedTowers
 from amvlm.learning.pairs import draw_pairs, held_out_pairs
 from amvlm.learning.pictures import similarity_picture
 from amvlm.learning.runtime import Ahead, Clock, FiniteWatch, Means
@@ -34,22 +36,26 @@ def align(
     captioned: CaptionedImages,
     held_out: CaptionedImages,
     settings: PretrainSettings,
+    towers: LockedTowers | None = None,
 ) -> Iterator[AnyEvent]:
-    """Train ``vlm`` in place; the weights of the lowest validation loss are kept where captions can be validated.
+    """Train ``vlm`` in place, of locked ``towers`` its heads alone.
+
+    The weights of the lowest validation loss are kept where captions can be validated.
 
     Yields Progress about once a second (losses are weighted as they enter the sum), the validation loss about once
     per epoch, and Notes. Stops early after ``settings.patience`` validations without a better loss.
     """
     alignment = Alignment(vlm, settings).to(context.device)
     momentum: nn.Module | None = make_teacher(alignment.online) if settings.icl_weight > 0 else None
-    reading = set(vlm.text_encoder.parameters())
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in alignment.parameters() if p not in reading]},
-        {"params": list(vlm.text_encoder.parameters()), "share": settings.text_learning_rate_share},
-    ]
+    reading = set() if settings.locked else set(vlm.text_encoder.parameters())
+    groups: list[dict[str, Any]] = [{"params": [p for p in alignment.parameters() if p not in reading]}]
+    if reading:
+        encoder = [*vlm.text_encoder.parameters()]
+        groups.append({"params": encoder, "share": settings.text_learning_rate_share})
     optimiser = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     network, optimiser = context.accelerator.prepare(alignment, optimiser)
-    parts: dict[str, nn.Module] = {"alignment": alignment, "best": copy.deepcopy(vlm).requires_grad_(False)}
+    parts: dict[str, nn.Module] = {"alignment": alignment, "best": copy.deepcopy(alignment.online.vlm)}
+    parts["best"].requires_grad_(False)
     parts |= {"momentum": momentum} if momentum is not None else {}
     state = {"best": math.inf, "waited": 0, "stopped": 0}
     folder, first = context.run.path / "align", 0
@@ -60,7 +66,8 @@ def align(
             yield Note(level="warning", text=doubt)
     clock, means, watch = Clock(settings.steps, first), Means(), FiniteWatch()
     every = settings.validate_every or validation_interval(captioned.cases, settings)
-    ahead = Ahead(lambda step: draw_pairs(context, vlm, captioned, settings, step), range(first, settings.steps))
+    pairs_of = functools.partial(draw_pairs, context, vlm, captioned, settings, towers=towers)
+    ahead = Ahead(pairs_of, range(first, settings.steps))
     for step, drawn in ahead:
         if context.stop_asked() or state["stopped"]:
             break
@@ -83,7 +90,8 @@ def align(
             )  # fmt: skip
         if held_out.contrast and ((step + 1) % every == 0 or last):
             watch.check()
-            yield from _validate(context, alignment, momentum, parts["best"], held_out, settings, step + 1, state)
+            loss = validation_loss(context, vlm, alignment, momentum, held_out, settings, towers)
+            yield from _validated(loss, alignment, parts["best"], settings, step + 1, state)
             if context.accelerator.is_main_process:
                 similarity_picture(context.run.path, notes["similarity"], step + 1)
         if (step + 1) % settings.checkpoint_every == 0 or last or state["stopped"]:
@@ -92,7 +100,7 @@ def align(
                 save_checkpoint(folder, step + 1, parts, optimiser, state)
             yield from _warn_if_inert(notes, step + 1)
     if math.isfinite(state["best"]):
-        vlm.load_state_dict(parts["best"].state_dict())
+        alignment.online.vlm.load_state_dict(parts["best"].state_dict())
 
 
 def validation_interval(cases: int, settings: PretrainSettings) -> int:
@@ -103,17 +111,9 @@ def validation_interval(cases: int, settings: PretrainSettings) -> int:
     return max(1, cases // settings.batch_size, -(-settings.steps // MOST_VALIDATIONS))
 
 
-def _validate(
-    context: Context,
-    alignment: Alignment,
-    momentum: nn.Module | None,
-    best: nn.Module,
-    held_out: CaptionedImages,
-    settings: PretrainSettings,
-    step: int,
-    state: dict[str, float],
+def _validated(
+    found: float, alignment: Alignment, best: nn.Module, settings: PretrainSettings, step: int, state: dict[str, float]
 ) -> Iterator[AnyEvent]:
-    found = validation_loss(context, alignment, momentum, held_out, settings)
     yield Progress(
         stage="aligning images and captions", step=step, steps=settings.steps, losses={"validation": round(found, 5)}
     )
@@ -130,10 +130,12 @@ def _validate(
 @torch.no_grad()
 def validation_loss(
     context: Context,
+    vlm: VisionLanguageModel,
     alignment: Alignment,
     momentum: nn.Module | None,
     held_out: CaptionedImages,
     settings: PretrainSettings,
+    towers: LockedTowers | None = None,
 ) -> float:
     """The training loss on captions of validation cases, same slices and noise each time; every process does all."""
     alignment.eval()
@@ -141,7 +143,7 @@ def validation_loss(
     total = 0.0
     with without_processes():
         for number in range(batches):
-            pairs = held_out_pairs(context, alignment.online.vlm, held_out, settings, number).to(context.device)
+            pairs = held_out_pairs(context, vlm, held_out, settings, number, towers).to(context.device)
             with context.accelerator.autocast():
                 branch = momentum if isinstance(momentum, Branch) else None
                 losses, _ = alignment(pairs, branch)

@@ -26,18 +26,21 @@ from amvlm.losses import (
     two_way_cross_entropy,
 )
 from amvlm.models.distribution import START_SD, DistributionTransformer, Gaussians
-from amvlm.models.vlm import Tokens, VisionLanguageModel
+from amvlm.models.vlm import Heads, RawTokens, Tokens, VisionLanguageModel
 
 PRIOR_WEIGHT = 1e-3
 _Part = TypeVar("_Part")
 
 
 class Branch(nn.Module):
-    """Encoders, heads, and the distribution transformers of patches and words; the momentum branch is its average."""
+    """Encoders, heads, and the distribution transformers of patches and words; the momentum branch is its average.
 
-    def __init__(self, vlm: VisionLanguageModel, distributions: bool) -> None:
+    Of locked towers it holds the heads without the encoders.
+    """
+
+    def __init__(self, vlm: VisionLanguageModel, distributions: bool, locked: bool = False) -> None:
         super().__init__()
-        self.vlm = vlm
+        self.vlm = Heads.of(vlm) if locked else vlm
         size = vlm.settings.embedding_size
         self.patches = DistributionTransformer(size) if distributions else None
         self.words = DistributionTransformer(size) if distributions else None
@@ -61,7 +64,7 @@ class Alignment(nn.Module):
         super().__init__()
         self.settings = settings
         self.css = settings.css_weight > 0
-        self.online = Branch(vlm, self.css or settings.icl_weight > 0)
+        self.online = Branch(vlm, self.css or settings.icl_weight > 0, settings.locked)
         size = vlm.settings.embedding_size
         self.seen_patches = DistributionTransformer(size) if self.css else None
         self.seen_words = DistributionTransformer(size) if self.css else None
@@ -107,8 +110,9 @@ class Alignment(nn.Module):
     def _encode(self, pairs: Pairs) -> tuple[Tokens, Tensor, Tensor, Tokens]:
         """Tokens of each sample's slab that agrees most with its caption, all slabs' embeddings, and the text."""
         vlm = self.online.vlm
-        every = vlm.encode_image(pairs.image.flatten(0, 1))
-        unique = vlm.encode_text(pairs.text)
+        image = pairs.image.flatten(0, 1) if isinstance(pairs.image, Tensor) else pairs.image
+        every = vlm.encode_image(image)
+        unique = vlm.encode_text(pairs.text, pairs.read_text)
         text = Tokens(*(part[pairs.text_row] for part in unique))
         slabs = every.cls.view(*pairs.present.shape, -1)
         chosen = attended_bag(slabs, pairs.present, text.cls)
@@ -199,8 +203,14 @@ class Alignment(nn.Module):
 def _momentum_tokens(momentum: Branch, pairs: Pairs, chosen: Tensor) -> tuple[Tokens, Tokens]:
     """The other view of image and caption; of a volume's bag the slab ``chosen``, (B,)."""
     rows = torch.arange(len(chosen), device=chosen.device)
-    image = momentum.vlm.encode_image(pairs.other_view[rows, chosen])
-    return image, Tokens(*(part[pairs.other_row] for part in momentum.vlm.encode_text(pairs.other_text)))
+    view = pairs.other_view
+    if isinstance(view, Tensor):
+        image = momentum.vlm.encode_image(view[rows, chosen])
+    else:
+        rows = rows * pairs.present.shape[1] + chosen
+        image = momentum.vlm.encode_image(RawTokens(*(part[rows] for part in view)))
+    text = momentum.vlm.encode_text(pairs.other_text, pairs.read_other_text)
+    return image, Tokens(*(part[pairs.other_row] for part in text))
 
 
 def _distances(own: Gaussians, other: Gaussians) -> tuple[Tensor, Tensor]:
