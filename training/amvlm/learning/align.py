@@ -28,6 +28,8 @@ from amvlm.models import VisionLanguageModel
 HELD_OUT_BATCHES = 8
 MOST_VALIDATIONS = 20
 INERT = 0.02
+MOST_AGREEMENT, LEAST_SPREAD = 0.8, 0.2
+"""Spearman's correlation of D_s with 1 − S stays below the first, ‖σ‖/‖μ‖ above the second (METHOD §2)."""
 
 
 def align(
@@ -65,6 +67,7 @@ def align(
         if doubt:
             yield Note(level="warning", text=doubt)
     clock, means, watch = Clock(settings.steps, first), Means(), FiniteWatch()
+    marks: dict[str, float] = {}
     every = settings.validate_every or validation_interval(captioned.cases, settings)
     pairs_of = functools.partial(draw_pairs, context, vlm, captioned, settings, towers=towers)
     ahead = Ahead(pairs_of, range(first, settings.steps))
@@ -83,15 +86,16 @@ def align(
         last = step + 1 == settings.steps
         if clock.due() or last:
             watch.check()
-            found = means.take() | {"waiting for data": round(ahead.waited / max(1e-9, clock.seconds), 4)}
+            reported = means.take() | {"waiting for data": round(ahead.waited / max(1e-9, clock.seconds), 4)}
             yield Progress(
                 stage="aligning images and captions", step=step + 1, steps=settings.steps,
-                losses=found, seconds_left=clock.left(step + 1),
+                losses=reported, seconds_left=clock.left(step + 1),
             )  # fmt: skip
         if held_out.contrast and ((step + 1) % every == 0 or last):
             watch.check()
-            loss = validation_loss(context, vlm, alignment, momentum, held_out, settings, towers)
-            yield from _validated(loss, alignment, parts["best"], settings, step + 1, state)
+            found = validation_loss(context, vlm, alignment, momentum, held_out, settings, towers)
+            yield from _validated(found, alignment, parts["best"], settings, step + 1, state)
+            marks = {name: value for name, value in found.items() if name != "validation"}
             if context.accelerator.is_main_process:
                 similarity_picture(context.run.path, notes["similarity"], step + 1)
         if (step + 1) % settings.checkpoint_every == 0 or last or state["stopped"]:
@@ -99,6 +103,7 @@ def align(
             if context.accelerator.is_main_process:
                 save_checkpoint(folder, step + 1, parts, optimiser, state)
             yield from _warn_if_inert(notes, step + 1)
+    yield from _marks_missed(marks)
     if math.isfinite(state["best"]):
         alignment.online.vlm.load_state_dict(parts["best"].state_dict())
 
@@ -112,13 +117,13 @@ def validation_interval(cases: int, settings: PretrainSettings) -> int:
 
 
 def _validated(
-    found: float, alignment: Alignment, best: nn.Module, settings: PretrainSettings, step: int, state: dict[str, float]
-) -> Iterator[AnyEvent]:
-    yield Progress(
-        stage="aligning images and captions", step=step, steps=settings.steps, losses={"validation": round(found, 5)}
-    )
-    if found < state["best"]:
-        state |= {"best": found, "waited": 0}
+    found: dict[str, float], alignment: Alignment, best: nn.Module, settings: PretrainSettings, step: int,
+    state: dict[str, float],
+) -> Iterator[AnyEvent]:  # fmt: skip
+    reported = {name: round(value, 5) for name, value in found.items()}
+    yield Progress(stage="aligning images and captions", step=step, steps=settings.steps, losses=reported)
+    if found["validation"] < state["best"]:
+        state |= {"best": found["validation"], "waited": 0}
         best.load_state_dict(alignment.online.vlm.state_dict())
     else:
         state["waited"] += 1
@@ -136,19 +141,23 @@ def validation_loss(
     held_out: CaptionedImages,
     settings: PretrainSettings,
     towers: LockedTowers | None = None,
-) -> float:
-    """The training loss on captions of validation cases, same slices and noise each time; every process does all."""
+) -> dict[str, float]:
+    """The training loss on captions of validation cases, same slices and noise each time; every process does all.
+
+    Beside ``validation`` what the Gaussians say: their agreement with the cosine, ‖σ‖/‖μ‖, and the spread of log g.
+    """
     alignment.eval()
     batches = min(HELD_OUT_BATCHES, max(1, held_out.cases // settings.batch_size))
-    total = 0.0
+    means = Means()
     with without_processes():
         for number in range(batches):
             pairs = held_out_pairs(context, vlm, held_out, settings, number, towers).to(context.device)
             with context.accelerator.autocast():
                 branch = momentum if isinstance(momentum, Branch) else None
-                losses, _ = alignment(pairs, branch)
-            total += float(torch.stack(list(losses.values())).sum())
-    return total / batches
+                losses, notes = alignment(pairs, branch)
+            marks = {name: value for name, value in notes.items() if value.ndim == 0}
+            means.add({"validation": torch.stack(list(losses.values())).sum()} | marks)
+    return {name: float(value) for name, value in means.mean().items()}
 
 
 def _warn_if_inert(notes: dict[str, torch.Tensor], step: int) -> Iterator[AnyEvent]:
@@ -156,3 +165,12 @@ def _warn_if_inert(notes: dict[str, torch.Tensor], step: int) -> Iterator[AnyEve
         if name in notes and float(notes[name]) < INERT:
             text = f"{name} is {float(notes[name]):.3f} after {step} steps: g is nearly constant there, L_css inert."
             yield Note(level="warning", text=text)
+
+
+def _marks_missed(marks: dict[str, float]) -> Iterator[AnyEvent]:
+    """Where the Gaussians say nothing that the cosine does not, or are too narrow to say anything."""
+    missed = [name for name, value in marks.items() if name.startswith("spearman") and value >= MOST_AGREEMENT]
+    missed += [name for name, value in marks.items() if name.startswith("sd_to_mean") and value < LEAST_SPREAD]
+    if missed:
+        figures = ", ".join(f"{name} {marks[name]:.2f}" for name in missed)
+        yield Note(level="warning", text=f"The uncertainty of L_css says little that the cosine does not: {figures}.")
