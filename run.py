@@ -138,9 +138,16 @@ def run(*arguments: str, windowed: bool = True) -> int:
     return subprocess.call(command, cwd=ROOT, env=clean_environment())
 
 
+def fetch_weights() -> None:
+    """The published text encoder that the bundled model names; kept in the user's cache, so this downloads it once."""
+    if run("amvlm", "weights", "fetch", "minilm", windowed=False) != 0:
+        print("run.py: going on without it: what needs it says so, tests that need it are skipped", file=sys.stderr)
+
+
 def demo(*arguments: str) -> int:
     install_system_packages()
     install("all,test")
+    fetch_weights()
     mode = [] if has_display() else ["--unattended"]
     return run("napari_amvlm.demo", *mode, *arguments)
 
@@ -149,6 +156,7 @@ def test(*arguments: str) -> int:
     """All tests in a process per core, each on a screen of its own; with arguments, pytest as they say."""
     install_system_packages()
     install("all,test")
+    fetch_weights()
     side_by_side = ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "worksteal"]
     return run("pytest", *(arguments or side_by_side), windowed=False)
 
@@ -165,6 +173,7 @@ def lint() -> int:
 
 def demo_model(*arguments: str) -> int:
     install("all,test")
+    fetch_weights()
     return run("amvlm.demo_model", *arguments, windowed=False)
 
 

@@ -182,7 +182,7 @@ class Engine:
             return
         words, predicts = reading.caption, session.prediction_of(reading.caption) is not None
         yield [*filter(None, [reading.note]), *session.warnings(words)], session.axis, predicts, fingerprint
-        sides = SideCheck(reading.side if self._model.card.free_captions else None, session.axis, session.slices)
+        sides = SideCheck.of(session, reading)
         for result in session.segment(words, visible[session.axis]):
             sides.see(result)
             yield result

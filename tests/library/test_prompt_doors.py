@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from amvlm.cli import main
-from amvlm.imaging import read_volume
-from amvlm.inference import SliceResult
+from amvlm.imaging import Volume, read_volume
+from amvlm.inference import Session, SliceResult
 from amvlm.inference.sides import SideCheck
 from amvlm.learning.texts import shared_words
 from amvlm.models import AmvlmModel
@@ -78,3 +79,82 @@ def test_a_mask_on_the_other_side_is_said(axis: int) -> None:
             check.see(SliceResult([z], stack[z : z + 1], stack[z : z + 1], stack[z : z + 1], z + 1, len(stack)))
         assert bool(check.sentence()) == bad
         assert not bad or "100%" in check.sentence()
+        again = SideCheck(wanted, axis, len(stack))  # type: ignore[arg-type]
+        again.see_volume({"text mask": volume, "merged": volume})
+        assert again.sentence() == check.sentence()
+
+
+@pytest.mark.parametrize(("side", "first", "last"), [("left", 0, 5), ("right", 4, 9)])
+def test_what_lies_on_the_other_side_is_not_kept(side: str, first: int, last: int) -> None:
+    mask = np.full((9, 4, 3), 200, np.uint8)
+    check = SideCheck(side, 2, 3)  # type: ignore[arg-type]
+    nothing, stack = np.zeros((3, 9, 4), np.uint8), np.moveaxis(mask, 2, 0)
+    check.see(SliceResult([0, 1, 2], nothing, stack, stack, 3, 3))  # the text finds nothing, the label is the merge
+    assert check.share == 0.5
+    kept = check.kept(mask)
+    assert kept[first:last].all()
+    assert kept.sum() == 200 * 5 * 12
+    assert mask.all()
+    assert "not kept" in check.sentence()
+    assert np.array_equal(check.kept(kept), kept)
+
+
+@pytest.mark.parametrize(
+    ("names", "captions", "prompt", "counts"),
+    [
+        (("kidney_left", "kidney_right"), False, "left kidney", True),
+        (("kidney_left",), False, "left kidney", False),  # a scan of one side has its middle elsewhere
+        (("anterior hippocampus",), False, "left anterior hippocampus", False),
+        (("pulmonary infection",), True, "infection left base", True),
+        (("pulmonary infection",), True, "pulmonary infection", False),
+    ],
+)
+@pytest.mark.parametrize(
+    ("sides_known", "planar"), [(True, False), (False, False), (False, True)], ids=["known", "unknown", "picture"]
+)
+def test_sides_are_counted_where_they_mean_something(
+    names: tuple[str, ...], captions: bool, prompt: str, counts: bool, sides_known: bool, planar: bool,
+    build_model: Callable[..., AmvlmModel],
+) -> None:  # fmt: skip
+    model = build_model(names=names)
+    words = tuple(QATA.replace(",", "").split()) if captions else ()
+    model.card = model.card.model_copy(update={"free_captions": captions, "words": words})
+    array = np.zeros((8, 6, 1 if planar else 3), np.float32)
+    session = Session(model, Volume(array, np.diag([-1.0, -1, 1, 1]), sides_known, planar))
+    check = SideCheck.of(session, model.card.read(prompt))
+    both = np.full(session.shape, 255, np.uint8)
+    check.see_volume({"text mask": both, "merged": both})
+    assert bool(check.sentence()) == (counts and (sides_known or planar))
+
+
+# -- models of reports ---------------------------------------------------------------------------------
+
+
+def test_guards_are_on_for_models_of_reports(
+    build_model: Callable[..., AmvlmModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build_model(names=("pulmonary infection",))
+    volume = Volume(np.random.default_rng(0).random((20, 20, 2)).astype(np.float32), np.eye(4))
+    old = model.card.model_copy(update={"free_captions": True})
+    new = old.model_copy(update={"words": tuple(QATA.replace(",", "").split())})
+    model.card = old
+    session = Session(model, volume)
+    assert "is a guess" in session.warnings("liver")[0]
+    assert session.warnings("pulmonary infection of the left lung") == []
+    same = session._text("pulmonary infection")
+    monkeypatch.setattr(session, "_text", lambda _: same)  # a model that does not read
+    list(session.segment("liver"))
+    session._areas += 1
+    monkeypatch.setattr(session, "_masks", lambda *_: (np.full((2, 20, 20), 255, np.uint8),) * 3)
+    assert "make no difference" in session.doubts("liver")
+    model.card = new
+    assert session.warnings("liver") == [new.read("liver").refusal]
+    assert session.warnings("infection left base") == []
+
+
+def test_a_model_of_one_structure_refuses_every_other(build_model: Callable[..., AmvlmModel]) -> None:
+    card = build_model(names=("liver",)).card
+    for prompt in ("spleen", "the liver's neighbour", "no liver", "bread"):
+        reading = card.read(prompt)
+        assert reading.structure is None
+        assert "“liver”" in reading.refusal

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import typer
 from pydantic import BaseModel, ValidationError
 
-from amvlm import __version__, cli_labels, cli_plan, cli_predict, cli_study, cli_weights, console
+from amvlm import __version__, cli_box, cli_labels, cli_plan, cli_predict, cli_study, cli_weights, console
 from amvlm.config import DEMO_MINUTES, ONLY_BY_STEPS, PretrainSettings, TrainSettings
 from amvlm.errors import UserError
 from amvlm.flags import with_settings
@@ -213,7 +213,7 @@ def segment(
     threshold: Annotated[float, typer.Option(min=0, max=1, help="probability from which a voxel belongs to it")] = 0.5,
     volume_index: Annotated[int | None, typer.Option(help="which volume of a 4-D file, from 0")] = None,
     series: Annotated[int | None, typer.Option(help="which series of a DICOM folder, from 0")] = None,
-    accurate: Annotated[bool, typer.Option("--accurate", help="average over mirrored copies; slower")] = False,
+    accurate: Annotated[bool, typer.Option("--accurate", help="average over turned copies; slower")] = False,
 ) -> None:
     """Outline a structure in a scan; the mask lies on the scan's own grid."""
     import numpy as np
@@ -221,6 +221,7 @@ def segment(
     from amvlm.imaging import Volume, check_target, read_volume, to_original, write_volume
     from amvlm.inference import Session, find_model
     from amvlm.inference.evaluate import default_device
+    from amvlm.inference.sides import SideCheck
     from amvlm.models import AmvlmModel
 
     check_target(output)
@@ -238,9 +239,11 @@ def segment(
     if source == "prediction" and session.prediction_of(prompt) is None:
         raise UserError("this model makes no prediction for that structure", remedy="Use --source text.")
     kind = {"text": "text mask", "prediction": "prediction", "merged": "merged"}[source]
-    probs = session.segment_volume(prompt)[kind]
-    if doubt := session.doubts(prompt):
+    masks, sides = session.segment_volume(prompt), SideCheck.of(session, reading)
+    sides.see_volume(masks)
+    for doubt in filter(None, (sides.sentence(), session.doubts(prompt))):
         console.say(doubt, "note")
+    probs = sides.kept(masks[kind])
     mask = to_original((probs >= max(1, round(threshold * 255))).astype(np.uint8), scan)
     write_volume(output, Volume(np.ascontiguousarray(mask), scan.affine, scan.sides_known, scan.planar))
     voxels = int(mask.sum())
@@ -428,7 +431,8 @@ app.add_typer(cli_study.structures, name="structure")
 app.add_typer(cli_study.captions, name="caption")
 app.add_typer(cli_weights.app, name="weights")
 for _command in (
-    cli_plan.plan, cli_predict.predict, cli_labels.judge, cli_labels.history, cli_labels.restore, cli_labels.edit
+    cli_plan.plan, cli_predict.predict, cli_box.box, cli_labels.judge, cli_labels.history, cli_labels.restore,
+    cli_labels.edit,
 ):  # fmt: skip
     app.command()(_command)
 

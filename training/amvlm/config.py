@@ -282,6 +282,10 @@ class TrainSettings(LoopSettings):
     patience: int = Field(8, title="Early stopping: validations without a better Dice", ge=1)
     checkpoint_every: int = Field(250, title="Checkpoint every (steps)", ge=1)
     student: StudentSettings = Field(default_factory=StudentSettings, title="Student")
+    from_scratch: bool = Field(
+        False, title="Begin with random weights",
+        description="even where the model in use has networks of the same layers for the same structures",
+    )  # fmt: skip
     text_mask: PlannedTextSettings = Field(default_factory=PlannedTextSettings, title="Text mask, by minutes")
     structures: tuple[str, ...] = Field((), title="Structures", description="empty: every one with a label")
 

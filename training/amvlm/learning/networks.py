@@ -155,8 +155,7 @@ class Networks:
         if learned:
             generator.load_state_dict(base.generator.state_dict())
         generator.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        with torch.no_grad():
-            embeddings = vlm.embed_prompt(table.texts)
+        embeddings = table.embedded(vlm)
         generator.fit_text(embeddings)
         student = build_student(settings.student, len(foreground), sum(foreground) / len(foreground))
         if settings.student.encoder_weights and not resume:  # a resumed run has them in its checkpoint

@@ -15,6 +15,7 @@ from amvlm.events import AnyEvent, Finished, Note, Progress, Validation
 from amvlm.learning.before import dices_before
 from amvlm.learning.calibration import enough, fit_expected_dice, fit_text_weights, mean_dices
 from amvlm.learning.fitting import Learner, Phase, answer, case_dices, pseudo_labelled
+from amvlm.learning.going_on import known_text, start_student
 from amvlm.learning.patches import PreparedCase
 from amvlm.learning.planned_opening import PlannedRun, open_planned
 from amvlm.learning.planned_text import TEXT_SHARE, PlannedText, on_plan_grid, teach_text
@@ -75,7 +76,7 @@ def _trained(
     before = dices_before(previous, context.study, plan, opened.held_out, context.device)
     if before:
         yield Validation(step=0, student=before["student"], text_mask=before["text_mask"], merged={})
-    student = yield from _student(opened, resume)
+    student = yield from _student(opened, base, resume)
     text = yield from _text(opened, base, student, resume)
     if student is None:
         yield Note(level="warning", text=f"Stopped before the first step: {name} makes no prediction.")
@@ -93,7 +94,7 @@ def _trained(
     yield Finished(model=name, stopped_early=run.stop_asked(), seconds=clock.seconds)
 
 
-def _student(opened: PlannedRun, resume: bool) -> Generator[AnyEvent, None, PlannedStudent | None]:
+def _student(opened: PlannedRun, base: AmvlmModel, resume: bool) -> Generator[AnyEvent, None, PlannedStudent | None]:
     """All phases of the student, from the newest checkpoint of a resumed run; None if no step was made."""
     plan, context = opened.plan, opened.context
     mixed = str(context.accelerator.mixed_precision)
@@ -101,6 +102,8 @@ def _student(opened: PlannedRun, resume: bool) -> Generator[AnyEvent, None, Plan
     precision = "fp32" if mixed == "no" or broken else mixed
     learner, done = Learner(plan, context.device, precision, opened.settings.seed, context.run.path / "student"), 0
     restored = learner.load() if resume else None
+    if restored is None and start_student(learner.student, base, opened.settings):
+        yield Note(text=f"Training goes on from {base.card.name}.")
     if restored is not None:
         done = restored.step
         if restored.doubt:
@@ -179,7 +182,9 @@ def _text(
     context, study, settings = opened.context, opened.context.study, opened.settings
     torch.manual_seed(settings.seed)
     text = PlannedText.fresh(base, opened.plan, settings, study, opened.labelled, context.device)
-    if student is not None and isinstance(student.network, HalfUNet):
+    if (known := known_text(base, text.network, settings)) is not None:
+        text.network.load_state_dict(known.state_dict())
+    elif student is not None and isinstance(student.network, HalfUNet):
         text.network.start_from(student.network)
     if text.network.reads_patches:
         judged = [case.case_id for case in (*opened.labelled, *opened.held_out)]

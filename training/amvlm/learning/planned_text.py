@@ -65,8 +65,7 @@ class PlannedText:
         """Start the network on a frozen copy of the base's vision-language model."""
         vlm = copy.deepcopy(base.vlm).to(device).eval().requires_grad_(False)
         table = TextTable(study)
-        with torch.no_grad():
-            embeddings = vlm.embed_prompt(table.texts)
+        embeddings = table.embedded(vlm)
         network = planned_film_unet(settings.text_mask, plan, vlm, _foreground_inside(labelled, plan))
         network.fit_text(embeddings.cpu())
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -171,7 +170,8 @@ class TextBatch(NamedTuple):
 def drawn(
     context: Context, text: PlannedText, sampler: PatchSampler, settings: TrainSettings, step: int
 ) -> TextBatch:
-    """The batch of a step: patches as the student draws them, each with the text of one judged structure.
+    """The batch of a step: patches as the student draws them, each with the text of one judged structure, or with a
+    foreign word and an empty target.
 
     The vision-language model's patches are sampled where the moved patch lies. Where a patch is mirrored, its text's
     sides are swapped.
@@ -188,6 +188,8 @@ def drawn(
     rows = text.table.rows(case_ids, rng, mirrored.tolist(), [side for _, side in sided])
     own = rows[torch.arange(len(places)), torch.tensor(structures)]
     crops = _of_structures(sampler.cut(places), structures, plan.exclusive)
+    own, named = text.table.with_foreign(own, crops.labels, rng)
+    crops = crops._replace(labels=named)
     ready = changed(moved(crops.to(context.device), plan, moves), rng)
     seen = _patch_features(text, sampler, places, moves).to(context.device) if text.network.reads_patches else None
     return TextBatch(case_ids, ready.image, ready.labels, seen, own.to(context.device))

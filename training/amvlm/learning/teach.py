@@ -45,8 +45,7 @@ def teach_generator(
     The generator ends as the average of its weights, at the best validation Dice where validation cases are judged.
     """
     table = TextTable(context.study)
-    with torch.no_grad():
-        embeddings = vlm.embed_prompt(table.texts)
+    embeddings = table.embedded(vlm)
     generator.fit_text(embeddings)
     foreground = torch.tensor(priors(labelled, len(context.study.names)), device=context.device)
     trainable = [parameter for parameter in generator.parameters() if parameter.requires_grad]

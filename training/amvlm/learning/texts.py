@@ -1,4 +1,8 @@
-"""Every text of a run, embedded once by the frozen text encoder; and texts for mirrored images and for one side."""
+"""Every text of a run, embedded once by the frozen text encoder.
+
+Captions and their variants (mirrored, one side, without counts), each structure in many wordings, and foreign words,
+whose target is empty.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,23 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from numpy.random import Generator as Rng
 from torch import Tensor
 
 from amvlm.imaging.halves import half
 from amvlm.learning.study import Study
+from amvlm.models import VisionLanguageModel
 from amvlm.text import LOW_SIDE, Side, medical_words, normalise_caption, one_sided, swap_sides, without_count
+from amvlm.text.wordings import taught, taught_foreign
 
 PLAIN_PROMPT_SHARE = 0.2
+OWN_WORDING_SHARE = 0.4
+"""Of the prompts; the others are drawn from all wordings of the structure."""
+FOREIGN_SHARE = 0.125
+"""Of a batch."""
+_MOST_WORDINGS, _FEWEST_WORDINGS, _MOST_FOREIGN = 2048, 16, 256
 WITHOUT_COUNT_SHARE = 0.25
 _SIDES: tuple[Side, Side] = ("left", "right")
 _FEWEST_CASES = 5
@@ -45,15 +57,35 @@ def shared_words(captions: Mapping[tuple[str, str], str]) -> tuple[tuple[str, ..
 
 
 class TextTable:
-    """The run's texts and their variants: without counts, sides swapped, one side only."""
+    """The run's texts and their variants: without counts, sides swapped, one side only.
 
-    def __init__(self, study: Study) -> None:
+    Parameters
+    ----------
+    study : Study
+    wordings : bool
+        Teach every structure in many wordings, and foreign words with an empty target. Off, it is its prompt alone: a
+        control.
+    """
+
+    def __init__(self, study: Study, wordings: bool = True) -> None:
         self._study = study
         self._prompts = [normalise_caption(s.prompt) for s in study.structures]
+        self._wordings = [[prompt] for prompt in self._prompts]
+        self.foreign: list[str] = []
+        if wordings:
+            most = max(_FEWEST_WORDINGS, min(64, _MOST_WORDINGS // max(1, len(study.structures))))
+            self._wordings = [taught(s, study.structures, most) for s in study.structures]
+            self.foreign = taught_foreign(study.structures, _MOST_FOREIGN)
         variants = [v for text in dict.fromkeys(study.captions.values()) for v in _variants(text)]
-        found = dict.fromkeys([*self._prompts, *study.captions.values(), *variants])
+        names = [*self._prompts, *(text for own in self._wordings for text in own), *self.foreign]
+        found = dict.fromkeys([*names, *study.captions.values(), *variants])
         self.texts = list(dict.fromkeys([*found, *map(swap_sides, found)]))
         self._row = {text: row for row, text in enumerate(self.texts)}
+
+    def embedded(self, vlm: VisionLanguageModel) -> Tensor:
+        """``vlm.embed_prompt`` of all texts, (T, D + width), without gradient; a bounded number at a time."""
+        with torch.no_grad():
+            return torch.cat([vlm.embed_prompt(self.texts[n : n + 64]) for n in range(0, len(self.texts), 64)])
 
     @property
     def names(self) -> list[str]:
@@ -72,13 +104,13 @@ class TextTable:
     ) -> Tensor:
         """Rows of the embedding table, (B, S), int64.
 
-        With ``rng``, a fifth of the captions give way to the structure's plain prompt, as a person may type it, and a
-        quarter lose their count. ``mirrored`` samples get their sides swapped, those with a side the text of it.
+        With ``rng``, a fifth of the captions give way to the structure alone, in one of its wordings, and a quarter
+        lose their count. ``mirrored`` samples get their sides swapped, those with a side the text of it.
         """
         rows = torch.empty(len(case_ids), len(self._prompts), dtype=torch.int64)
         for b, case_id in enumerate(case_ids):
             for s, structure in enumerate(self._study.names):
-                text, caption = self._prompts[s], self.caption(case_id, structure)
+                text, caption = self._wording(s, rng), self.caption(case_id, structure)
                 side = sides[b] if sides is not None else None
                 if caption is not None and side is not None:
                     text = one_sided(caption, side) or caption
@@ -87,6 +119,30 @@ class TextTable:
                     text = without_count(caption) if drop else caption
                 rows[b, s] = self._row[swap_sides(text) if mirrored is not None and mirrored[b] else text]
         return rows
+
+    def _wording(self, structure: int, rng: Rng | None) -> str:
+        """A structure's prompt; with ``rng`` often one of its other wordings."""
+        own = self._wordings[structure]
+        if rng is None or len(own) == 1 or rng.random() < OWN_WORDING_SHARE:
+            return self._prompts[structure]
+        return own[int(rng.integers(len(own)))]
+
+    def with_foreign(self, rows: Tensor, masks: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
+        """An eighth of the samples get a foreign word and an empty target; both arguments stay as they are.
+
+        Parameters
+        ----------
+        rows : Tensor, (B,) or (B, S), int64
+        masks : Tensor, rows' shape and further axes
+        """
+        if not self.foreign:
+            return rows, masks
+        rows, masks = rows.clone(), masks.clone()
+        for place in np.ndindex(*rows.shape):
+            if rng.random() < FOREIGN_SHARE:
+                rows[place] = self._row[self.foreign[int(rng.integers(len(self.foreign)))]]
+                masks[place] = 0
+        return rows, masks
 
     def halves(
         self, case_ids: Sequence[str], masks: Tensor, rng: Rng, share: float

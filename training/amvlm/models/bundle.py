@@ -31,18 +31,20 @@ from amvlm.models.description import (
     plain_recipe,
     safe_tokenizer,
 )
-from amvlm.models.encoders import EncoderRecipe
+from amvlm.models.encoders import EncoderRecipe, text_tensors
 from amvlm.models.generator import TextMaskGenerator, build_generator
 from amvlm.models.planned import PlannedStudent, read_plan
 from amvlm.models.planned_text import PatchFeatures, PlannedFilmUNet, planned_film_unet, projected_patches
+from amvlm.models.registered import PREFIX, folder_of, named_text_encoder, text_header
 from amvlm.models.student import Student, build_student
 from amvlm.models.vlm import VisionLanguageModel
 from amvlm.outside import read_small
 from amvlm.paths import check_name, check_regular
 from amvlm.planning import Plan
 from amvlm.store.folders import save_model_folder, standing
+from amvlm.weights import REGISTRY, Weights, is_there
 
-__all__ = ["RESEARCH_ONLY", "AmvlmModel", "KnownStructure", "ModelCard", "read_card"]
+__all__ = ["RESEARCH_ONLY", "AmvlmModel", "KnownStructure", "ModelCard", "missing_weights", "read_card"]
 _ATTEMPTS, _MOST_VOXELS = 3, 1 << 22
 
 
@@ -85,22 +87,27 @@ class AmvlmModel:
     def save(self, folder: Path) -> None:
         """Write a model's folder whole, or not at all; it replaces a model of that name, and nothing else.
 
+        A text encoder that is, bit for bit, one of the registry's is named by its hash and left out.
+
         Raises
         ------
         UserError
             If the name is no plain name, something other than a model has it, or the disk does not take it.
         """
         check_name(folder.name, "model name")
+        named = named_text_encoder(self.vlm)
         tensors: dict[str, Tensor] = {
             f"{part}.{name}": tensor.detach().cpu().contiguous()
             for part, network in self.networks().items()
             for name, tensor in network.state_dict().items()
         }
+        if named is not None:
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(PREFIX)}
         weights = save(tensors)
         known = hashlib.sha256(weights).hexdigest()
         vlm = self.vlm
         architecture = Architecture(
-            encoders=vlm.settings.for_the_record(), weights_sha256=known, prior=self.prior,
+            encoders=vlm.settings.for_the_record(), weights_sha256=known, text_weights=named, prior=self.prior,
             image=plain_recipe(vlm.image_recipe.config), image_type=vlm.image_recipe.model_type,
             text=plain_recipe(vlm.text_recipe.config), text_type=vlm.text_recipe.model_type,
             generator=self.generator_settings, student=self.student_settings,
@@ -125,6 +132,8 @@ class AmvlmModel:
 
         Raises
         ------
+        MissingWeightsError
+            If it names a text encoder that is not on this machine.
         UserError
         """
         folder = Path(folder)
@@ -150,6 +159,10 @@ class AmvlmModel:
             tokenizer = safe_tokenizer(read_small(file_of(stands, "tokenizer.json"), LONGEST_TOKENIZER).decode())
             _check_plain_file(weights)
             header = header_of(weights)
+        named = architecture.text_weights
+        elsewhere = None if named is None else folder_of(named, folder)
+        if elsewhere is not None:
+            header = _with_text(header, text_header(elsewhere), folder)
         plan = None if architecture.plan is None else read_plan(architecture.plan, folder)
         if plan is not None and plan.structures != tuple(structure.name for structure in card.structures):
             raise UserError("the model's plan and card name other structures", file=folder, remedy="Copy it again.")
@@ -157,6 +170,8 @@ class AmvlmModel:
         model = _built(architecture, card, tokenizer)
         with _sentences(folder):
             tensors = load_file(weights)
+            if elsewhere is not None:
+                tensors |= {PREFIX + name: tensor for name, tensor in text_tensors(elsewhere).items()}
             model.fingerprint = _sha256_of(weights, architecture.weights_sha256)[:16]
         if not all_finite(tensors):
             raise UserError("the model's weights are not numbers", file=folder, remedy="Choose another model.")
@@ -165,6 +180,28 @@ class AmvlmModel:
             network.load_state_dict(own)
         _check_use(model.eval(), folder)
         return model
+
+
+def _with_text(header: Header, text: Header, folder: Path) -> Header:
+    """The header of a model that names its text encoder, as if it held it."""
+    if header.keys() & text.keys():
+        raise UserError("the model both names and holds a text encoder", file=folder, remedy="Copy it again.")
+    return header | text
+
+
+def missing_weights(folder: Path) -> Weights | None:
+    """The registry's weights that a model needs and that are not on this machine: to be asked for before it is loaded.
+
+    A model that cannot be read needs none; loading it says why.
+    """
+    try:
+        content = read_small(file_of(standing(folder), "config.json"), LONGEST_CONFIG)
+        named = Architecture.model_validate_json(content).text_weights
+    except (OSError, ValidationError, UserError):
+        return None
+    if named is None or named.name not in REGISTRY or is_there(named.name):
+        return None
+    return REGISTRY[named.name]
 
 
 def _built(architecture: Architecture, card: ModelCard, tokenizer: Tokenizer) -> AmvlmModel:

@@ -86,6 +86,15 @@ def _check_value(key: str, value: Any, depth: int = 0) -> None:
 Recipe = Annotated[dict[str, Any], AfterValidator(_checked_recipe)]
 
 
+class NamedWeights(BaseModel):
+    """Weights of the registry that a model uses and does not hold."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[a-z0-9-]{1,60}$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of model.safetensors")
+
+
 class Architecture(BaseModel):
     """``config.json`` of a model."""
 
@@ -101,6 +110,7 @@ class Architecture(BaseModel):
     plan: dict[str, Any] | None = None
     prior: float = Field(gt=0, lt=1)
     format: Literal[3] = 3
+    text_weights: NamedWeights | None = Field(None, description="the text encoder's, where they are the registry's")
     weights_sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$", description="of model.safetensors; older ones: none")
 
     def check_patches(self) -> None:

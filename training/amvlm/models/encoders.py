@@ -11,6 +11,7 @@ from typing import Any
 
 import safetensors
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
@@ -29,7 +30,7 @@ from amvlm.models.description import (
 )
 from amvlm.models.towers import TOWERS, load_tower
 from amvlm.text import medical_words
-from amvlm.weights import REGISTRY, find
+from amvlm.weights import REGISTRY, SAFETENSORS, find
 
 _TINY = {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 256, "initializer_range": 128**-0.5}
 """BERT's usual 0.02 is meant for a width of 768: at 128 every image then starts with one and the same CLS, and the
@@ -41,6 +42,8 @@ PRETRAINED = {
 }
 """Behind the presets, at the hub or in the registry of weights: image encoder, text encoder. ``tiny`` is built here,
 from scratch."""
+UNUSED = ("pooler.", "embeddings.position_ids")
+"""Tensors of published text encoders that no model of ours has."""
 _PICKLED = "It must hold config.json and model.safetensors (transformers format; pickled weights are not read)."
 
 
@@ -115,10 +118,13 @@ def load_text_encoder(name: str) -> tuple[EncoderRecipe, nn.Module, Tokenizer]:
         return recipe, recipe.build(), tokenizer
     from transformers import AutoTokenizer
 
-    name = PRETRAINED[name][1] if name in PRETRAINED else name
-    if name in REGISTRY:
-        name = str(find(name))
-    recipe, model = _pretrained(name)
+    if registered(name):
+        folder = find(registered(name))
+        recipe, model = _registered(folder)
+        name = str(folder)
+    else:
+        name = PRETRAINED[name][1] if name in PRETRAINED else name
+        recipe, model = _pretrained(name)
     if not hasattr(model.config, "vocab_size") or not hasattr(model.config, "hidden_size"):
         raise UserError(
             f"{Path(name).name!r} is not a text encoder", remedy="Choose a BERT-like encoder, for example a MiniLM."
@@ -131,6 +137,29 @@ def load_text_encoder(name: str) -> tuple[EncoderRecipe, nn.Module, Tokenizer]:
             "the text encoder has no fast tokeniser", file=name, remedy="It needs tokenizer.json."
         ) from error
     return recipe, model, safe_tokenizer(content)
+
+
+def registered(text_encoder: str) -> str:
+    """The registry's name behind a setting ("small" is built on "minilm"), or "" for an encoder of another origin."""
+    name = PRETRAINED[text_encoder][1] if text_encoder in PRETRAINED else text_encoder
+    return name if name in REGISTRY else ""
+
+
+def text_tensors(folder: Path) -> dict[str, Tensor]:
+    """Name → tensor of a published text encoder, less what our models do not have."""
+    tensors = load_file(folder / SAFETENSORS)
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(UNUSED)}
+
+
+def _registered(folder: Path) -> tuple[EncoderRecipe, nn.Module]:
+    """A text encoder of the registry, whose bytes are known: no loader has anything to report."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    recipe = EncoderRecipe(config.model_type, plain_recipe(config.to_diff_dict()))
+    model = recipe.build()
+    model.load_state_dict(text_tensors(folder))
+    return recipe, model
 
 
 def _pretrained(name: str) -> tuple[EncoderRecipe, nn.Module]:

@@ -58,16 +58,29 @@ class TextMaskGenerator(nn.Module):
 
 
 TEXT_AXES = 32
+_ROUNDING = 1e-4
+"""Of a text's length: what two encodings of the same words may differ by."""
 
 
 def principal_axes(texts: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and principal axes (D, 32) of texts (T, D), scaled to one variance each; axes not needed are 0."""
+    """Mean (D,) and principal axes (D, 32) of texts (T, D), scaled to one variance each; axes not needed are 0.
+
+    Rounding is no difference. Where texts do not differ, the axes are fixed directions, scaled to the texts' length: so
+    another text is still read as another one, and noise is not blown up.
+    """
     different = torch.unique(texts.float(), dim=0)
     mean = different.mean(0)
     _, singular, axes = torch.linalg.svd(different - mean, full_matrices=False)
     sd = singular / math.sqrt(max(1, len(different) - 1))
-    kept = min(TEXT_AXES, int((sd > 1e-3 * sd[0].clamp(min=1e-6)).sum()))
+    smallest = torch.maximum(1e-3 * sd[0], _ROUNDING * mean.norm().clamp(min=1e-6))
+    kept = min(TEXT_AXES, int((sd > smallest).sum()))
     found = texts.new_zeros(texts.shape[1], TEXT_AXES, dtype=torch.float32)
+    if not kept:
+        width = texts.shape[1]
+        directions, _ = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(0)))
+        fixed = directions[:, :TEXT_AXES] * math.sqrt(width) / float(mean.norm().clamp(min=1e-6))
+        found[:, : fixed.shape[1]] = fixed.to(found.device)
+        return mean, found
     found[:, :kept] = axes[:kept].T / sd[:kept] * math.sqrt(TEXT_AXES / max(1, kept))
     return mean, found
 

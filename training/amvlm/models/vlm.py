@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from amvlm.config import EncoderSettings
 from amvlm.models.encoders import EncoderRecipe, TokenisedTexts, load_image_encoder, load_text_encoder, tokenise
+from amvlm.models.registered import lock
 from amvlm.text import normalise_caption, swap_sides
 
 
@@ -114,6 +115,7 @@ class VisionLanguageModel(Heads):
         else:
             self.image_recipe, self.image_encoder = image, image.build()
             self.text_recipe, self.text_encoder, self.tokenizer = text, text.build(), tokenizer
+        lock(self.text_encoder, settings.text_encoder)
         image_config: Any = self.image_encoder.config
         text_config: Any = self.text_encoder.config
         image_width, text_width = int(image_config.hidden_size), int(text_config.hidden_size)
@@ -129,6 +131,12 @@ class VisionLanguageModel(Heads):
         self.patch_head = _head(image_width, settings.embedding_size)
         self.text_head = _head(text_width, settings.embedding_size)
         self.word_head = _head(text_width, settings.embedding_size)
+
+    def requires_grad_(self, requires_grad: bool = True) -> VisionLanguageModel:
+        """As for any network, but a text encoder of the registry never learns: a model names it by its hash."""
+        super().requires_grad_(requires_grad)
+        lock(self.text_encoder, self.settings.text_encoder)
+        return self
 
     def _read_image(self, image: Tensor, attention: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """CLS (B, width), patches (B, N, width), and the last layer's CLS attention on patches (B, N)."""

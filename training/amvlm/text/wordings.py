@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib import resources
 
-from numpy.random import Generator as Rng
+import numpy as np
 
 from amvlm.text.anatomy import Concept, anatomy
 from amvlm.text.captions import normalise_caption
@@ -58,28 +59,52 @@ def wordings(structure: KnownWords, known: Sequence[KnownWords] = ()) -> tuple[s
     return tuple(dict.fromkeys(t.format(name) for name in names for t in (TEMPLATES if "," not in name else ("{}",))))
 
 
-def wording(structure: KnownWords, rng: Rng, known: Sequence[KnownWords] = ()) -> str:
-    """One wording: a term first, then a template, so that no term is drawn for being short."""
-    names = terms(structure, known)
-    name = names[int(rng.integers(len(names)))]
-    return name if "," in name else TEMPLATES[int(rng.integers(len(TEMPLATES)))].format(name)
+@lru_cache(maxsize=1)
+def held_out() -> frozenset[str]:
+    """Wordings that measure what a model understands (benchmarks/words.csv): no run learns from them."""
+    return frozenset(resources.files("amvlm.text").joinpath("held_out.txt").read_text("ascii").splitlines())
+
+
+def taught(structure: KnownWords, known: Sequence[KnownWords], most: int) -> list[str]:
+    """What a run learns to read as a structure: every term as it stands, then terms in templates, up to ``most``.
+
+    A study's own wordings are all among them; of the others those that are held out stay out, in every template.
+    """
+    own = {normalise_caption(text) for text in (structure.name, *structure.aliases, *structure.prompts)}
+    names = [name for name in terms(structure, known) if name in own or name not in held_out()]
+    framed = [t.format(name) for t in TEMPLATES[1:] for name in names if "," not in name]
+    chosen = np.random.default_rng(0).permutation(len(framed))
+    texts = dict.fromkeys([*own, *names, *(framed[int(index)] for index in chosen)])
+    return [text for text in texts if text in own or text not in held_out()][: max(most, len(own))]
+
+
+def taught_foreign(known: Sequence[KnownWords], most: int) -> list[str]:
+    """What a run learns to read as nothing: up to ``most`` foreign words, half of them in a template."""
+    words = [word for word in foreign_words(known) if word not in held_out()]
+    rng = np.random.default_rng(0)
+    chosen = [words[int(index)] for index in rng.permutation(len(words))[:most]]
+    texts = [TEMPLATES[int(rng.integers(len(TEMPLATES))) if n % 2 else 0].format(w) for n, w in enumerate(chosen)]
+    return [text for text in dict.fromkeys(texts) if text not in held_out()]
 
 
 def foreign_words(known: Sequence[KnownWords]) -> tuple[str, ...]:
     """Texts whose target is empty in a study: structures that it does not know, and words of daily life.
 
-    Wholes and parts of what the study knows are left out: they do show something there.
+    Left out is what may show something there: wholes and parts of what the study knows, other parts of the same organ
+    (cut otherwise, they overlap), and what the table places nowhere ("fat", "lesion").
     """
     table = anatomy()
     study = StudyWords(tuple(map(Known.of, known)), table)
     concepts = [concept for s in study.known if (concept := study.concept(s)) is not None]
     own = {concept.entry.name for concept in concepts}
-    wholes = {whole.name for concept in concepts for whole in table.wholes(concept.entry)}
+    related = own | {whole.name for concept in concepts for whole in table.wholes(concept.entry)}
+    organs = {c.entry.part_of for c in concepts if c.entry.part_of and table.entries[c.entry.part_of].part_of}
     foreign = [
         name
         for name, entry in table.entries.items()
-        if name not in own | wholes and not own & {w.name for w in table.wholes(entry)} and entry.within not in own
-    ]
+        if entry.part_of and name not in related and entry.within not in own
+        and not (own | organs) & {whole.name for whole in table.wholes(entry)}
+    ]  # fmt: skip
     unread = (name for name in (*foreign, *everyday_words()) if read_prompt(name, study.known).refusal)
     return tuple(unread)
 
