@@ -107,7 +107,8 @@ def pretrain(
         if not run.stop_asked():
             yield from align(context, vlm, captioned, held_out, settings, towers)
     vlm.eval().requires_grad_(False)
-    if settings.generator_steps and (labelled or (captioned.contrast and isinstance(generator, FrozenLinear))):
+    by_captions = captioned.contrast and isinstance(generator, FrozenLinear)
+    if settings.generator_steps and ((labelled and settings.mask_supervision) or by_captions):
         yield from teach_generator(context, vlm, generator, labelled, judged, captioned, settings)
     model = AmvlmModel(vlm, generator, chosen, None, None, _card(study, vlm, labelled, settings, name), prior)
     if context.accelerator.is_main_process:

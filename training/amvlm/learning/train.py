@@ -250,9 +250,10 @@ def step_losses(
     """
     text = networks.embeddings[labelled.text]
     losses: dict[str, Tensor] = {}
-    losses["L_text_generator"], _ = mask_supervision(
-        generator, labelled.slab, text, labelled.named, labelled.known, networks.foreground
-    )
+    if settings.mask_supervision:
+        losses["L_text_generator"], _ = mask_supervision(
+            generator, labelled.slab, text, labelled.named, labelled.known, networks.foreground
+        )
     if unlabelled is None:
         return losses | {"L_sup": masked_dice_bce(student(labelled.image), labelled.masks, labelled.known, summed)}
     count = len(labelled.image), len(unlabelled.strong)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -18,8 +16,10 @@ from amvlm.learning.patches import PatchBatch, PreparedCase
 from amvlm.learning.planned_opening import PlannedRun
 from amvlm.learning.planned_text import PlannedText
 from amvlm.losses import masked_dice_bce
+from amvlm.losses.exclusive import soft_exclusive_dice_ce
 from amvlm.models.planned import PlannedStudent
 from amvlm.models.text_volume import VolumeTextMask
+from amvlm.planning import Plan
 
 SOFT_SHARE = 0.75
 """Of a batch: 12 of 16."""
@@ -39,10 +39,10 @@ class SoftCase(PreparedCase):
     def of(cls, case: PreparedCase, labels: NDArray[np.uint8], known: NDArray[np.float32]) -> SoftCase:
         return cls(case.case_id, case.image, labels, known, case.spacing_mm)
 
-    def hardened(self) -> PreparedCase:
-        """The same case with its masks, one channel per structure, {0, 1}; regions are found in it."""
-        labels = (np.asarray(self.labels) > _FULL // 2).astype(np.uint8)
-        return PreparedCase(self.case_id, self.image, labels, self.known, self.spacing_mm)
+    def region(self, plan: Plan) -> tuple[slice, slice, slice]:
+        """As of its masks: what is merely not impossible draws no crops."""
+        masks = (np.asarray(self.labels) > _FULL // 2).astype(np.uint8)
+        return PreparedCase(self.case_id, self.image, masks, self.known, self.spacing_mm).region(plan)
 
 
 def as_soft(case: PreparedCase) -> SoftCase:
@@ -60,23 +60,7 @@ def soft_loss(student: PlannedStudent, batch: PatchBatch) -> Tensor:
     logits, target = student(batch.image).float(), batch.labels / _FULL
     if not student.plan.exclusive:
         return masked_dice_bce(logits, target, batch.known)
-    return _exclusive_soft(logits, target, batch.known)
-
-
-def _exclusive_soft(logits: Tensor, target: Tensor, known: Tensor) -> Tensor:
-    """Logits (B, 1 + S, …), background first; targets (B, S, …); an unjudged structure has no say."""
-    weight = known.view(*known.shape, *(1,) * (logits.ndim - 2))
-    share = target * weight
-    share = share / share.sum(1, keepdim=True).clamp(min=1)  # where text masks overlap, they share the place
-    background = 1 - share.sum(1, keepdim=True)
-    hidden = F.pad(weight, (0, 0) * (logits.ndim - 2) + (1, 0), value=1.0) > 0
-    logs = logits.masked_fill(~hidden, torch.finfo(logits.dtype).min).log_softmax(1)
-    entropy = -(torch.cat([background, share], 1) * logs.masked_fill(~hidden, 0.0)).sum(1).mean()
-    probs, dims = logs[:, 1:].exp() * weight, (0, *range(2, logits.ndim))
-    overlap, both = (probs * share).sum(dims), (probs + share).sum(dims)
-    present = share.sum(dims) > 0
-    dice = ((2 * overlap + 1) / (both + 1) * present).sum() / present.sum().clamp(min=1)
-    return entropy + present.any() - dice
+    return soft_exclusive_dice_ce(logits, target, batch.known)
 
 
 @torch.no_grad()
