@@ -121,6 +121,8 @@ def planned(
 def plan_for(facts: Fingerprint, settings: TrainSettings) -> Plan:
     """The plan, less what the settings leave out."""
     plan = make_plan(facts)
+    if settings.mode == "two_stage" and facts.unlabelled:
+        return plan.model_copy(update={"recipe": "two_phase"})
     return plan.model_copy(update={"recipe": "labelled"}) if settings.mode == "labelled_only" else plan
 
 
