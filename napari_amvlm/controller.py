@@ -157,10 +157,9 @@ class Controller(QObject):
 
     # -- panels -----------------------------------------------------------------------------------------------
 
-    def attach_prompt_panel(self, panel: PromptPanel) -> None:
-        """Connect a panel's signals; the newest panel is the one that is shown to."""
-        self.panel = panel
-        wires = (
+    def _wires(self, panel: PromptPanel) -> tuple[tuple[Any, Callable[..., Any]], ...]:
+        """What each signal of the panel asks for."""
+        return (
             (panel.open_scan_requested, self.studies.ask_for_scan),
             (panel.open_folder_requested, self.studies.ask_for_dicom_folder),
             (panel.open_study_requested, self.studies.ask_for_study),
@@ -193,7 +192,11 @@ class Controller(QObject):
             (panel.skipped, self.judging.skip),
             (panel.label_undone, self.judging.undo),
         )
-        for signal, method in wires:
+
+    def attach_prompt_panel(self, panel: PromptPanel) -> None:
+        """Connect a panel's signals; the newest panel is the one that is shown to."""
+        self.panel = panel
+        for signal, method in self._wires(panel):
             signal.connect(self.slot(method))
         self._settle(panel, self._prompt_panel_gone)
         panel.show_idle()

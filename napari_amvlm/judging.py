@@ -93,7 +93,7 @@ class Judging:
         self._set_aside("skipped")
 
     def reject(self) -> None:
-        """The mask is no good and not worth mending: the trainer is to learn nothing from this case."""
+        """The mask is no good and not worth correcting: the trainer is to learn nothing from this case."""
         self._set_aside("rejected")
 
     def _mark(self, store: LabelStore, case: Case, structure: str, state: Literal["skipped", "rejected"]) -> bool:

@@ -125,7 +125,7 @@ class PromptPanel(Panel):
         box = QWidget()
         layout = QVBoxLayout(box)
         layout.setContentsMargins(0, 0, 0, 0)
-        self._next = small("")
+        self._next = wrapped()
         layout.addWidget(self._next)
         layout.addWidget(self._notice_label())
         self._offer = QWidget()
@@ -274,7 +274,7 @@ class PromptPanel(Panel):
     def _judging(self) -> QWidget:
         self._judge_box = QWidget()
         grid = QGridLayout(self._judge_box)
-        grid.setContentsMargins(0, 4, 0, 0)
+        grid.setContentsMargins(9, 6, 9, 9)
         self._state = wrapped()
         grid.addWidget(self._state, 0, 0, 1, 3)
         self.accept_button = button("Accept  (A)", "The whole volume is judged: keep your label", self.accepted.emit)

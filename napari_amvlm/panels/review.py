@@ -40,6 +40,17 @@ class ReviewPanel(Panel):
 
     def __init__(self) -> None:
         super().__init__()
+        self._build_head()
+        self._build_choices()
+        self._build_queue()
+        self._build_histogram()
+        self._build_history()
+        self.finish(400)
+        self.show_idle()
+        self.show_difference_open(False)
+        self.show_no_study()
+
+    def _build_head(self) -> None:
         self._summary = wrapped()
         self.column.addWidget(self._summary)
         self.assess = button("Assess all cases", "Run the model on every unjudged case and grade its masks",
@@ -48,6 +59,8 @@ class ReviewPanel(Panel):
         self._row = ProgressRow("What was graded so far is kept", self.cancel_requested.emit)
         self.show_progress, self.show_idle = self._row.show_progress, self._row.show_idle
         self.column.addWidget(self._row)
+
+    def _build_choices(self) -> None:
         row = QHBoxLayout()
         self.filter, self.order = QComboBox(), QComboBox()
         self.filter.addItems(FILTERS)
@@ -62,6 +75,8 @@ class ReviewPanel(Panel):
         row.addWidget(self.filter, 1)
         row.addWidget(self.order, 1)
         self.column.addLayout(row)
+
+    def _build_queue(self) -> None:
         self.queue = QueueTable()
         self.queue.setMinimumHeight(300)
         self.queue.opened.connect(self.case_opened)
@@ -70,12 +85,16 @@ class ReviewPanel(Panel):
         self.queue.cases.pictures_wanted.connect(self.pictures_wanted)
         self.column.addWidget(self.queue, 3)
         for choice in (self.filter, self.order):  # what was asked for stands at the top
+            choice.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+            choice.setMinimumContentsLength(8)
             choice.activated.connect(lambda _: self.queue.scrollToTop())
         row = QHBoxLayout()
         row.addWidget(button("◀ Previous", "The case before, in this order", lambda: self.step_requested.emit(-1)))
         row.addWidget(button("Next ▶", "The next case, in this order", lambda: self.step_requested.emit(1)))
-        row.addWidget(button("Reject", "The mask is no good and not worth mending (R)", self._reject))
+        row.addWidget(button("Reject", "The mask is no good and not worth correcting (R)", self._reject))
         self.column.addLayout(row)
+
+    def _build_histogram(self) -> None:
         self.histogram = pyqtgraph.PlotWidget(background=None)
         self.histogram.setMouseEnabled(False, False)
         self.histogram.setMenuEnabled(False)
@@ -83,6 +102,8 @@ class ReviewPanel(Panel):
         self.histogram.setFixedHeight(120)
         self.histogram.setTitle("Expected Dice of the unjudged cases", size="8pt")
         self.column.addWidget(self.histogram)
+
+    def _build_history(self) -> None:
         self._provenance = wrapped("History of the selected case")
         self.column.addWidget(self._provenance)
         self.history = QTableWidget(0, 5)
@@ -107,10 +128,6 @@ class ReviewPanel(Panel):
         self.column.addLayout(row)
         self._said = small("")
         self.column.addWidget(self._said)
-        self.finish(400)
-        self.show_idle()
-        self.show_difference_open(False)
-        self.show_no_study()
 
     def _reject(self) -> None:
         if case_id := self.queue.current_case():

@@ -104,6 +104,14 @@ class TrainPanel(Panel):
 
     def __init__(self) -> None:
         super().__init__()
+        self._build_choices()
+        self._build_plan()
+        self._build_run()
+        self._build_result()
+        self.finish(380)
+        self.show_no_study()
+
+    def _build_choices(self) -> None:
         self._counts = wrapped()
         self._notice = warning_label()
         self.column.addWidget(self._counts)
@@ -121,6 +129,8 @@ class TrainPanel(Panel):
         self._name.setToolTip("What the new model is called")
         form.addRow("Model's name", self._name)
         self.column.addLayout(form)
+
+    def _build_plan(self) -> None:
         self._plan = warning_label()
         self._reasons = small("")
         self._details = Fold("Details", "Every choice of the plan, and why", self._reasons)
@@ -128,6 +138,8 @@ class TrainPanel(Panel):
         self._advanced = Fold("Advanced", "Settings for those who compare trainings", self._form)
         for part in (self._plan, self._details, self._advanced):
             self.column.addWidget(part)
+
+    def _build_run(self) -> None:
         row = QHBoxLayout()
         self.start = button("Start", "Train on the accepted labels, in a process of its own", self.start_requested.emit)
         self.stop = button("Stop", "Save a usable model and end", self.stop_requested.emit)
@@ -139,6 +151,8 @@ class TrainPanel(Panel):
         self.column.addWidget(self.progress)
         self._stage = wrapped()
         self.column.addWidget(self._stage)
+
+    def _build_result(self) -> None:
         self.table = QTableWidget(0, 3)
         self.table.setHorizontalHeaderLabels(["Validation Dice", "before", "after"])
         header = self.table.horizontalHeader()
@@ -160,8 +174,6 @@ class TrainPanel(Panel):
         self._loss_box = Fold("Details of the run", "What the training minimises", self.losses)
         self.column.addWidget(self.dice)
         self.column.addWidget(self._loss_box)
-        self.finish(380)
-        self.show_no_study()
 
     def set_form(self, form: QWidget) -> None:
         """Put the settings form, built from config.py, in its place."""
