@@ -405,7 +405,7 @@ def _name_in_cell(layer: Labels, colour: str) -> None:
     overlay = layer.name_overlay
     overlay.visible = True
     overlay.position = "top_left"
-    overlay.font_size = 12
+    overlay.font_size = 8  # clear of the letter in the middle, on a small screen too
     overlay.color = colour
 
 
