@@ -51,7 +51,7 @@ from amvlm.text.wordings import held_out, taught
 ARMS = {"tiny": ("tiny", False), "tiny-words": ("tiny", True), "minilm": ("minilm", False), "words": ("minilm", True)}
 NAMES = ("anterior hippocampus", "posterior hippocampus", "whole hippocampus")
 EMPTY = ("absent", "foreign", "negation")
-LABELLED, TESTED, TAUGHT_EACH = 20, 8, 8
+LABELLED, TESTED, TAUGHT_EACH = 20, 8, 6
 
 
 class Row(Protocol):
@@ -73,8 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--arms", nargs="*", default=["tiny", "words"], choices=list(ARMS))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--student-steps", type=int, default=300)
-    parser.add_argument("--steps", type=int, default=600, help="of the text network")
+    parser.add_argument("--student-steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=300, help="of the text network")
 
 
 def run(given: argparse.Namespace, rows: Sequence[Row]) -> None:
