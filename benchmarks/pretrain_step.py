@@ -26,7 +26,7 @@ from amvlm.learning.captioned import CaptionedImage, negatives_of, positives_of
 from amvlm.learning.ema import follow, make_teacher
 from amvlm.learning.pairs import Pairs
 from amvlm.models import VisionLanguageModel
-from amvlm.models.distribution import START_SD, DistributionTransformer
+from amvlm.models.distribution import START_SD, DistributionTransformer, Gaussians
 from amvlm.models.vlm import Tokens
 
 TAU = 0.07
@@ -156,6 +156,7 @@ def plain_side(
     seen_tokens = torch.stack(seen)
     gaussians = own_pdt(own.cls.detach(), own.tokens.detach(), own.mask)
     others = seen_pdt(other.cls.detach(), seen_tokens.detach(), own.mask)
+    scales = plain_scales(alignment.scales[0 if numbers is not None else 1], gaussians, others, own.mask)
     css, pdt, kl = [], [], [[], []]
     for b in range(len(own.cls)):
         valid = torch.nonzero(own.mask[b]).flatten()
@@ -163,8 +164,8 @@ def plain_side(
         mean, sd = gaussians.mean[b, 1:][valid], gaussians.sd[b, 1:][valid]
         mean_, sd_ = others.mean[b, 1:][valid], others.sd[b, 1:][valid]
         # every pair j, k stacked: (count, count, D)
-        d_s = (mean[:, None] - mean_[None]).square().sum(-1)
-        d_u = d_s + (sd[:, None] - sd_[None]).square().sum(-1)
+        d_s = (mean[:, None] - mean_[None]).square().sum(-1) / scales[0].clamp(min=1e-6)
+        d_u = d_s + (sd[:, None] - sd_[None]).square().sum(-1) / scales[1].clamp(min=1e-3)
         with torch.no_grad():
             u = (d_u / 200 + 4) / (d_s + 1e-6)
             median_u = u[~torch.eye(count, dtype=torch.bool, device=u.device)].median()
@@ -177,12 +178,27 @@ def plain_side(
         if numbers is not None:
             same = numbers[b][valid][:, None] == numbers[b][valid][None]
         cosine = torch.stack([seen_tokens[b][valid] @ token for token in own.tokens[b][valid]])
-        css.append(plain_entropy((1 - (1 - cosine) * g) / TAU, same, weights))
+        css.append(plain_entropy(1 - (1 - cosine / TAU) * g, same, weights))
         pdt.append(plain_entropy(-d_u / alignment.log_distance_temperature.exp(), same, weights))
         for found, each in ((kl[0], sd), (kl[1], sd_)):
             ratio = each / START_SD
             found.append((0.5 * (ratio.square() - 1) - ratio.log()).mean())
     return torch.stack(css).mean(), torch.stack(pdt).mean(), [torch.stack(found).mean() for found in kl]
+
+
+@torch.no_grad()
+def plain_scales(kept: Tensor, own: Gaussians, other: Gaussians, mask: Tensor) -> Tensor:
+    """Running means of both distances over pairs j ≠ k, moved by this batch."""
+    sums, pairs = torch.zeros(2, device=mask.device), 0
+    for b in range(len(mask)):
+        valid = 1 + torch.nonzero(mask[b]).flatten()
+        for place, (mine, theirs) in enumerate(((own.mean, other.mean), (own.sd, other.sd))):
+            distance = (mine[b][valid][:, None] - theirs[b][valid][None]).square().sum(-1)
+            sums[place] += distance.sum() - distance.diagonal().sum()
+        pairs += len(valid) * (len(valid) - 1)
+    now = sums / max(1, pairs)
+    kept.copy_(kept.lerp(now, 0.01) if float(kept[0]) > 0 else now)
+    return kept
 
 
 def plain_entropy(logits: Tensor, same: Tensor, weights: Tensor) -> Tensor:

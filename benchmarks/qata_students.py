@@ -11,7 +11,9 @@ steps of 32) and frozen; the text mask generator then learns from the labelled i
 steps of 16) under the captions that its arm has, and is refined beside the student. Arms: ``labelled`` (labelled only),
 ``image`` (teacher-student without text), ``text`` (text-guided), ``shuffled`` (captions exchanged between classes in
 training, true ones at test), ``second`` (a second network in the text mask's place that reads an empty caption), and
-``labelled@100``, the ceiling without text.
+``labelled@100``, the ceiling without text. ``plan`` and ``phases`` train by ``--minutes`` with a plan of their own,
+labelled only and as the plan says, on an untrained base: their students read no text. ``--seconds-per-megapixel`` is
+the speed of the idle machine, where others use it; ``--coarser`` doubles the plan's spacing, for as many more steps.
 
 Predictions, written before the first run: (1) text − image is 1 to 2 points of per-image Dice at 10 % and 4 or more at
 1 %; (2) second − image is below 1 point at 10 %, and text − second above 1 at 1 %; (3) shuffled lies below image; (4)
@@ -34,16 +36,17 @@ import numpy as np
 import torch
 from scipy.stats import mannwhitneyu, spearmanr
 
-from amvlm.config import Captions, EncoderSettings, PretrainSettings, TrainSettings
+from amvlm.config import Captions, EncoderSettings, GeneratorSettings, PretrainSettings, TrainSettings
 from amvlm.events import AnyEvent, Progress
 from amvlm.exchange import import_study
 from amvlm.imaging import canonical_mask
 from amvlm.inference import Session
 from amvlm.inference.evaluate import KINDS, prompt_of
-from amvlm.learning import pretrain, train
+from amvlm.learning import planned_opening, pretrain, train
 from amvlm.metrics import Overlap, summarise
-from amvlm.models import AmvlmModel
+from amvlm.models import AmvlmModel, ModelCard, VisionLanguageModel, build_generator
 from amvlm.models.quality import judged_dice
+from amvlm.planning import Fingerprint, Machine, Plan, make_plan
 from amvlm.store import LabelStore
 from amvlm.store.runs import RunFolder
 
@@ -53,7 +56,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "text": {"mode": "text_guided"},
     "shuffled": {"mode": "text_guided", "captions": "shuffled"},
     "second": {"mode": "text_guided", "captions": "empty"},
+    "plan": {"mode": "labelled_only"},
+    "phases": {},
 }
+BY_MINUTES = ("plan", "phases")
 STRUCTURE = "pulmonary infection"
 
 
@@ -105,6 +111,9 @@ def run(work: Path, arm: str, seed: int, given: argparse.Namespace) -> None:
     kind, _, percent = arm.partition("@")
     store = LabelStore(work / f"qata-{percent or 10}")
     chosen: dict[str, Any] = ARMS[kind]
+    if kind in BY_MINUTES:
+        run_by_minutes(work, store, arm, kind, seed, given)
+        return
     with_text = chosen["mode"] == "text_guided"
     base = (
         taught(work, store, chosen.get("captions", "true"), seed, given)
@@ -131,6 +140,49 @@ def run(work: Path, arm: str, seed: int, given: argparse.Namespace) -> None:
     with (work / f"students-{given.size}.jsonl").open("a") as stream:
         stream.write(json.dumps(line) + "\n")
     print(label, seed, round(seconds), "s", _short(line["found"]), flush=True)
+
+
+def run_by_minutes(
+    work: Path, store: LabelStore, arm: str, kind: str, seed: int, given: argparse.Namespace
+) -> None:
+    """A plan's student; the text mask gets its fewest steps."""
+    torch.manual_seed(seed)
+    vlm, generator = VisionLanguageModel(EncoderSettings(image_size=64)), GeneratorSettings()
+    card = ModelCard(name="untrained", kind="pretrained")
+    base = AmvlmModel(vlm, build_generator(generator, vlm, 0.05), generator, None, None, card)
+    machine = Machine(seconds_per_megapixel=given.seconds_per_megapixel)
+    planned_opening.measured_machine = lambda *_: machine
+    planned_opening.text_steps = lambda *_: 20
+    if given.coarser:
+        planned_opening.make_plan = coarser_plan
+    settings = TrainSettings(
+        minutes=given.minutes, seed=seed, precision="fp32", threads=1, checkpoint_every=10**6, **ARMS[kind]
+    )
+    label = " ".join(filter(None, (arm, "coarser" if given.coarser else "", given.label)))
+    name, began = f"{kind}-{given.minutes:g}-{given.coarser}-{seed}", time.process_time()
+    shutil.rmtree(store.folder / "models" / name, ignore_errors=True)
+    consume(train(store, base, settings, RunFolder.new(store.folder), name))
+    cpu_seconds = time.process_time() - began
+    model = AmvlmModel.load(store.folder / "models" / name)
+    assert model.plan is not None
+    found = measure(model, store, given.limit)
+    line = {
+        "arm": label, "seed": seed, "minutes": given.minutes, "plan": model.plan.sentence(),
+        "widths": model.plan.widths, "recipe": model.plan.recipe, "labelled": model.card.labelled_cases,
+        "cpu_seconds": round(cpu_seconds), "found": found["prediction"],
+    }  # fmt: skip
+    with (work / "planned-students.jsonl").open("a") as stream:
+        stream.write(json.dumps(line) + "\n")
+    print(line, flush=True)
+
+
+def coarser_plan(facts: Fingerprint) -> Plan:
+    """The plan of four times the minutes on a grid twice as coarse, which costs as much."""
+    plan = make_plan(facts.model_copy(update={"minutes": 4 * facts.minutes}))
+    rows, columns = (side // 2 for side in plan.patch[1:])
+    spacing = (0.0, 2 * plan.spacing_mm[1], 2 * plan.spacing_mm[2])
+    changes = {"patch": (1, rows, columns), "spacing_mm": spacing, "minutes": facts.minutes}
+    return plan.model_copy(update=changes)
 
 
 def _short(found: dict[str, Any]) -> dict[str, Any]:
@@ -261,6 +313,9 @@ def main() -> None:
     second.add_argument("--generator-steps", type=int, default=900)
     second.add_argument("--unlabelled-weight", type=float, default=1.0)
     second.add_argument("--targets", choices=["merged", "three"], default="merged")
+    second.add_argument("--minutes", type=float, default=10, help="for the arms plan and phases")
+    second.add_argument("--seconds-per-megapixel", type=float, default=3.75)
+    second.add_argument("--coarser", action="store_true")
     second.add_argument("--label", default="", help="added to the arm's name in the results")
     third = commands.add_parser("table")
     third.add_argument("work", type=Path)

@@ -32,7 +32,7 @@ from amvlm.learning.opening import open_run
 from amvlm.learning.runtime import Ahead
 from amvlm.learning.study import LabelledCase, sample_labelled, sample_unlabelled
 from amvlm.learning.texts import TextTable
-from amvlm.learning.train import step_losses
+from amvlm.learning.train import mixed_targets, step_losses
 from amvlm.models import AmvlmModel
 from amvlm.store import LabelStore
 from amvlm.store.runs import RunFolder
@@ -55,8 +55,9 @@ class Side:
         self.student.train()
         self.generator.train()
         torch.manual_seed(step)
+        targets = mixed_targets(self.networks, unlabelled, self.settings, self.context)
         losses = step_losses(
-            self.networks, self.student, self.generator, labelled, unlabelled, self.settings, step, self.context
+            self.networks, self.student, self.generator, labelled, unlabelled, targets, self.settings, step
         )
         total = torch.stack(list(losses.values())).sum()
         self.context.optimise(total, [self.student, self.generator], self.optimiser, self.settings, step, 1000)

@@ -21,6 +21,7 @@ from amvlm.errors import UserError
 from amvlm.events import Note, Progress
 from amvlm.exchange import import_study
 from amvlm.learning import pretrain
+from amvlm.learning.align import validation_interval
 from amvlm.learning.alignment import Alignment
 from amvlm.learning.augment import weak_view
 from amvlm.learning.batches import shuffled_order
@@ -296,6 +297,14 @@ def test_training_stops_early_when_the_validation_loss_rises(captioned_store: La
     changed = settings(steps=40, generator_steps=0, validate_every=1, patience=2, learning_rate=0.5)
     events = run(captioned_store, changed, "m")
     assert any(isinstance(e, Note) and "no longer falls" in e.text for e in events)
+
+
+def test_few_captioned_cases_do_not_end_a_run_early(captioned_store: LabelStore) -> None:
+    """An epoch of one step would spend the patience, which counts validations, within the warm-up."""
+    assert validation_interval(63, PretrainSettings()) == 30
+    assert validation_interval(5716, PretrainSettings()) == 178
+    events = run(captioned_store, settings(steps=40, generator_steps=0, patience=100), "m")
+    assert sum(isinstance(e, Progress) and "validation" in e.losses for e in events) <= 20
 
 
 def test_a_loss_that_is_no_number_names_its_cases_and_keeps_the_checkpoint(

@@ -8,14 +8,19 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.stats
 import torch
 from torch import Tensor
 
 from amvlm.losses import (
+    Scales,
     attended,
+    distance_agreement,
     gain_spread,
     intra_modal_contrast,
     local_contrast,
+    mean_distances,
+    on_one_scale,
     pairwise_wasserstein,
     similarity_gain,
     similarity_supervision,
@@ -151,9 +156,57 @@ def test_similarity_supervision_matches_a_slow_reference(seed: int) -> None:
         return (value * counted).sum() / counted.sum()
 
     def slow(similarity: Tensor) -> Tensor:
-        return slow_two_way((1 - (1 - similarity) * g.double()) / TAU, same, weights, mask)
+        return slow_two_way(1 - (1 - similarity / TAU) * g.double(), same, weights, mask)
 
     same_with_gradient(fast, slow, torch.rand(4, 6, 6, dtype=torch.float64) * 2 - 1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_ambiguous_negative_is_pushed_more_softly(seed: int) -> None:
+    """For S ≥ 0, lowering g of a negative pair lowers the gradient on its similarity."""
+    chance = torch.Generator().manual_seed(seed)
+    mask, weights = torch.ones(1, 6, dtype=torch.bool), torch.full((1, 6), 1 / 6)
+    similarity = torch.rand(1, 6, 6, generator=chance).requires_grad_()
+    gains = 0.3 + 0.7 * torch.rand(1, 6, 6, generator=chance)
+
+    def push(gain: float, j: int, k: int) -> float:
+        g = gains.clone()
+        g[0, j, k] = gain
+        value, _ = similarity_supervision(similarity, g, None, weights, mask, TAU)
+        (gradient,) = torch.autograd.grad(value.sum(), similarity)
+        return float(gradient[0, j, k])
+
+    for j in range(6):
+        for k in range(6):
+            if j != k:
+                pushes = [push(gain, j, k) for gain in (0.05, 0.3, 0.6, 1.0)]
+                assert pushes == sorted(pushes)
+                assert pushes[0] >= 0
+
+
+def test_both_distances_are_brought_to_one_scale() -> None:
+    mask = some_mask(3, 7, 1)
+    d_s = 50 * torch.rand(3, 7, 7)
+    d_u = d_s + 0.01 * torch.rand(3, 7, 7)
+    over, over_sd, pairs = mean_distances(d_s, d_u, mask)
+    scaled_s, scaled_u = on_one_scale(d_s, d_u, Scales(over / pairs, over_sd / pairs))
+    others = mask[:, :, None] & mask[:, None, :] & ~torch.eye(7, dtype=torch.bool)
+    assert float(scaled_s[others].mean()) == pytest.approx(1, rel=1e-4)
+    assert float((scaled_u - scaled_s)[others].mean()) == pytest.approx(1, rel=1e-2)
+    _, quiet = on_one_scale(d_s, d_s + 1e-9, Scales(torch.tensor(25.0), torch.tensor(1e-9)))
+    assert torch.allclose(quiet, d_s / 25, atol=1e-4)  # rounding is not blown up
+
+
+def test_agreement_with_the_cosine_is_spearmans() -> None:
+    mask, similarity = some_mask(4, 7, 3), torch.rand(4, 7, 7)
+    assert float(distance_agreement(2 - 2 * similarity, similarity, mask)) == pytest.approx(1, abs=1e-6)
+    assert float(distance_agreement(similarity.exp(), similarity, mask)) == pytest.approx(-1, abs=1e-6)
+    noise = torch.rand(4, 7, 7)
+    expected = []
+    for b in range(4):
+        pairs = mask[b][:, None] & mask[b][None] & ~torch.eye(7, dtype=torch.bool)
+        expected.append(scipy.stats.spearmanr(noise[b][pairs], 1 - similarity[b][pairs]).statistic)
+    assert float(distance_agreement(noise, similarity, mask)) == pytest.approx(np.mean(expected), abs=1e-5)
 
 
 def test_g_matches_a_slow_reference() -> None:

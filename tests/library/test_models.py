@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from amvlm import weights
-from amvlm.config import EncoderSettings, PretrainSettings
+from amvlm.config import EncoderSettings, PretrainSettings, TrainSettings
 from amvlm.errors import UserError
 from amvlm.models import AmvlmModel, VisionLanguageModel, build_generator, pamr, text_product
 from amvlm.models.bundle import missing_weights
@@ -290,6 +290,26 @@ def test_presets_fill_what_is_not_given() -> None:
     assert (paper.encoders.image_size, paper.learning_rate) == (224, 5e-5)
     assert PretrainSettings(preset="small", learning_rate=1e-2).learning_rate == 1e-2
     assert PretrainSettings().encoders == EncoderSettings()
+
+
+def test_the_papers_preset_sets_every_option_of_the_paper() -> None:
+    paper = PretrainSettings(preset="paper")
+    assert paper.encoders.image_size == 224
+    assert (paper.uncertainty, paper.positives, paper.locked) == ("exp_paper", "diagonal", False)
+    assert (paper.generator.form, paper.generator.pamr_iterations) == ("frozen_linear", 10)
+    assert not paper.mask_supervision
+    assert paper.text_learning_rate_share == 1
+    assert PretrainSettings(preset="paper", generator={"pamr_iterations": 0}).generator.form == "frozen_linear"
+    assert PretrainSettings(preset="paper", positives="multi_positive").positives == "multi_positive"
+    with pytest.raises(ValueError, match="film_unet learns from accepted masks"):
+        PretrainSettings(preset="paper", generator={"form": "film_unet"})
+    training = TrainSettings(preset="paper")
+    assert not training.by_minutes
+    assert (training.targets, training.merge, training.student.network) == ("three", "logit_mean", "unet")
+    assert TrainSettings(preset="paper", steps=50, student={"dropout": 0.0}).student.network == "unet"
+    with pytest.raises(ValueError, match="not both"):
+        TrainSettings(preset="paper", minutes=3)
+
 
 
 def test_an_encoder_folder_without_weights_is_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from amvlm.cli import main
 from amvlm.config import PlannedTextSettings, TrainSettings
@@ -18,18 +19,20 @@ from amvlm.events import AnyEvent, Finished, Note, Progress, Validation
 from amvlm.imaging import Volume
 from amvlm.imaging.regrid import grid_shape, resampled, resampled_labels
 from amvlm.inference import Session, find_model
-from amvlm.learning import RunFolder, train
+from amvlm.learning import RunFolder, planned_opening, planned_text, train
 from amvlm.learning.before import dices_before
 from amvlm.learning.fitting import patch_loss, pseudo_labelled
+from amvlm.learning.going_on import known_text, start_student, widths_to_keep
 from amvlm.learning.patches import PatchSampler, PreparedCase, affine_moves, augmented, moved, plain
 from amvlm.learning.prepared import PreparedStudy
+from amvlm.learning.runtime import Clock
 from amvlm.learning.study import open_study
 from amvlm.losses import masked_dice_bce
 from amvlm.losses.exclusive import exclusive_dice_ce, structure_logits
 from amvlm.models import AmvlmModel
 from amvlm.models.half_unet import HalfUNet
-from amvlm.models.planned import PlannedStudent, grown_box, keep_largest_part, with_context
-from amvlm.models.planned_text import planned_film_unet
+from amvlm.models.planned import PlannedStudent, View, grown_box, keep_largest_part, turned, with_context
+from amvlm.models.planned_text import PlannedFilmUNet, planned_film_unet
 from amvlm.models.scan import plan_input
 from amvlm.planning import Intensities, Normalisation, Plan
 from amvlm.store import LabelStore
@@ -169,14 +172,26 @@ def test_answers_lie_on_the_scans_grid_and_the_region_is_found(patch: tuple[int,
     assert int((logits > 0).sum()) == 300
 
 
-def test_accurate_answers_average_mirrored_copies() -> None:
-    plan = _plan(mirror=(True, True))
-    student = PlannedStudent(plan).eval()
-    planes = torch.randn(3, 1, 32, 32)
-    once, four = (student.volume_logits(planes, (1.0, 1.0, 1.0), accurate) for accurate in (False, True))
-    assert not torch.equal(once, four)
-    turned = student.volume_logits(planes.flip(-1), (1.0, 1.0, 1.0), accurate=True)
-    assert torch.allclose(four, turned.flip(-1), atol=1e-4)
+@pytest.mark.parametrize("mirror", [False, True])
+def test_accurate_answers_average_turned_and_mirrored_copies(mirror: bool) -> None:
+    student = PlannedStudent(_plan(mirror=(mirror, mirror))).eval()
+    planes = torch.randn(3, 1, 32, 48)
+    once, many = (student.volume_logits(planes, (1.0, 1.0, 1.0), accurate) for accurate in (False, True))
+    assert not torch.equal(once, many)
+    other_way = student.volume_logits(planes.flip(-1), (1.0, 1.0, 1.0), accurate=True)
+    assert torch.allclose(many, other_way.flip(-1), atol=1e-4) == mirror
+
+
+def test_a_turned_copy_comes_back() -> None:
+    """A disc off the centre of a slice that is wider than high, turned by 30° and back."""
+    rows, columns = np.mgrid[:40, :64]
+    disc = torch.from_numpy(((rows - 14) ** 2 + (columns - 40) ** 2 < 25).astype(np.float32))[None]
+    there = turned(disc, 30.0)
+    centre = [float((there[0] * torch.from_numpy(place)).sum() / there.sum()) for place in (rows, columns)]
+    middle, reach = np.array([19.5, 31.5]), np.hypot(5.5, 8.5)
+    assert np.hypot(*(np.array(centre) - middle)) == pytest.approx(reach, abs=0.2)
+    assert np.hypot(*(np.array(centre) - [14, 40])) == pytest.approx(2 * reach * np.sin(np.pi / 12), abs=0.2)
+    assert float((View((-1,), 30.0).back(View((-1,), 30.0).of(disc)) - disc).abs().mean()) < 0.02
 
 
 def test_a_3d_student_reads_blocks() -> None:
@@ -337,15 +352,15 @@ def validated_store(sample_store: LabelStore) -> LabelStore:
 
 
 def _train(
-    store: LabelStore, model: AmvlmModel, run: str, broken: bool = False, resume: bool = False
+    store: LabelStore, model: AmvlmModel, run: str, broken: str = "", resume: bool = False
 ) -> list[AnyEvent]:
-    """Train by minutes; ``broken`` ends, as a kill would, after the first checkpoint."""
+    """Train by minutes; ``broken`` ends, as a kill would, after the first checkpoint of that stage."""
     settings = TrainSettings(minutes=1, batch_size=4, threads=1, precision="fp32", checkpoint_every=3, device="cpu")
     events: list[AnyEvent] = []
     with RunFolder(store.folder / "runs" / run) as folder:
         for event in train(store, model, settings, folder, run, resume=resume):
             events.append(event)
-            if broken and any((folder.path / "student").glob("checkpoint-*")):
+            if broken and any((folder.path / broken).glob("checkpoint-*")):
                 break
     return events
 
@@ -418,9 +433,113 @@ def test_a_run_broken_off_goes_on_to_the_same_bytes(
     sample_store, model = validated_store, build_model()
     events = _train(sample_store, model, "whole")
     assert any(isinstance(e, Progress) and e.stage == "training on all scans" for e in events)
-    _train(sample_store, model, "broken", broken=True)
+    _train(sample_store, model, "broken", broken="student")
     _train(sample_store, model, "broken", resume=True)
     whole, broken = (
         (sample_store.folder / "models" / name / "model.safetensors").read_bytes() for name in ("whole", "broken")
     )
     assert whole == broken
+
+
+def test_a_run_goes_on_from_a_model_of_the_same_layers_and_structures(
+    validated_store: LabelStore, build_model: Callable[..., AmvlmModel], quick: None
+) -> None:
+    """Its student and its text network; another structure, or the wish for it, begins with random weights."""
+    _train(validated_store, build_model(), "first")
+    base = AmvlmModel.load(validated_store.folder / "models" / "first")
+    events = _train(validated_store, base, "second")
+    assert any(isinstance(e, Note) and "goes on from first" in e.text for e in events)
+    second = AmvlmModel.load(validated_store.folder / "models" / "second")
+    assert second.plan is not None
+    assert base.plan is not None
+    assert second.plan.widths == base.plan.widths
+    settings = TrainSettings()
+    student = PlannedStudent(second.plan)
+    assert start_student(student, base, settings)
+    assert torch.equal(student.network.read.weight, base.student.network.read.weight)
+    assert isinstance(second.generator, PlannedFilmUNet)
+    assert known_text(base, second.generator, settings) is base.generator
+    other = second.plan.model_copy(update={"structures": ("liver", "spleen")})
+    assert not start_student(PlannedStudent(other), base, settings)
+    anew = TrainSettings(from_scratch=True)
+    assert not start_student(student, base, anew)
+    assert known_text(base, second.generator, anew) is None
+    assert widths_to_keep(base, ["liver"], settings) == widths_to_keep(base, base.plan.structures, anew) == ()
+
+
+def test_a_run_that_goes_on_repeats_bit_for_bit_after_a_break(
+    validated_store: LabelStore, build_model: Callable[..., AmvlmModel], quick: None
+) -> None:
+    _train(validated_store, build_model(), "first")
+    base = AmvlmModel.load(validated_store.folder / "models" / "first")
+    _train(validated_store, base, "whole")
+    _train(validated_store, base, "broken", broken="student")
+    _train(validated_store, base, "broken", resume=True)
+    first, whole, broken = (
+        (validated_store.folder / "models" / name / "model.safetensors").read_bytes()
+        for name in ("first", "whole", "broken")
+    )
+    assert whole == broken != first
+
+
+def test_a_structure_keeps_its_channels_among_others(build_model: Callable[..., AmvlmModel]) -> None:
+    """From a sigmoid each of three structures to a softmax of two of them, in another order."""
+    plan = _plan(structures=("a", "b", "c"), exclusive=False, largest_part=(False,) * 3)
+    before = PlannedStudent(plan).eval()
+    base = dataclasses.replace(build_model(), plan=plan, student=before)
+    fewer = plan.model_copy(update={"structures": ("c", "a"), "exclusive": True, "largest_part": (False,) * 2})
+    after = PlannedStudent(fewer).eval()
+    assert start_student(after, base, TrainSettings())
+    image = torch.randn(1, plan.inputs, 32, 32)
+    with torch.no_grad():
+        old, new = before(image), after(image)
+    assert torch.allclose(new[:, 1:], old[:, [2, 0]], atol=1e-6)
+    assert float(new[:, 0].abs().max()) == 0
+
+
+def test_a_run_broken_off_in_the_text_stage_goes_on_to_the_same_bytes(
+    validated_store: LabelStore, build_model: Callable[..., AmvlmModel], quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planned_opening, "text_steps", lambda *_: 7)
+    monkeypatch.setattr(planned_text, "Clock", _EveryStep)
+    model = build_model()
+    _train(validated_store, model, "whole")
+    events = _train(validated_store, model, "broken", broken="text")
+    assert isinstance(events[-1], Progress)
+    assert (events[-1].stage, events[-1].step) == ("teaching the text mask", 4)
+    _train(validated_store, model, "broken", resume=True)
+    whole, broken = (
+        (validated_store.folder / "models" / name / "model.safetensors").read_bytes() for name in ("whole", "broken")
+    )
+    assert whole == broken
+
+
+class _EveryStep(Clock):
+    """Progress at every step."""
+
+    def due(self) -> bool:
+        return True
+
+
+def test_a_text_batch_that_memory_does_not_hold_goes_through_in_parts(
+    validated_store: LabelStore, build_model: Callable[..., AmvlmModel], quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, forward = list[int](), PlannedFilmUNet.forward
+
+    def small(self: PlannedFilmUNet, image: Tensor, *others: object) -> Tensor:
+        if self.training:
+            seen.append(len(image))
+            if len(image) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, image, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PlannedFilmUNet, "forward", small)
+    assert isinstance(_train(validated_store, build_model(), "small")[-1], Finished)
+    assert seen == [4, 2, 2, 2, 2]
+    monkeypatch.setattr(PlannedFilmUNet, "forward", _full)
+    with pytest.raises(UserError, match="does not hold one patch"):
+        _train(validated_store, build_model(), "none")
+
+
+def _full(*_: object) -> Tensor:
+    raise torch.OutOfMemoryError("CUDA out of memory")

@@ -278,3 +278,13 @@ def test_without_other_scans_the_same_minutes_hold_a_wider_network() -> None:
     assert plan.recipe == "labelled"
     assert plan.widths == (32, 64, 128, 256)
     assert plan.steps == 4_272  # 34,179 patches
+
+
+def test_a_network_that_goes_on_keeps_its_widths_until_the_minutes_outgrow_it() -> None:
+    wide, narrow = (32, 64, 128, 256), (16, 32, 64, 128)
+    assert make_plan(_heart(known_widths=wide)).widths == wide  # 34,180 patches are enough to go on
+    assert make_plan(_heart(known_widths=narrow)).widths == narrow
+    assert make_plan(_heart(known_widths=narrow, minutes=60)).widths == wide  # 293,000: a wide one begins anew
+    assert make_plan(_heart(known_widths=wide, minutes=1)).widths == narrow  # 4,883 are too few even to go on
+    assert make_plan(_heart(known_widths=(64, 128, 256, 512))).widths == (24, 48, 96, 192)
+    assert any(r.choice == "width" and "goes on from" in r.why for r in make_plan(_heart(known_widths=wide)).reasons)

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,10 +27,12 @@ from amvlm.errors import UserError
 from amvlm.events import Finished, Note, Progress, Started, Validation
 from amvlm.inference import Session, evaluate
 from amvlm.learning import checkpoint, runtime, train
-from amvlm.learning.batches import block_count, slabs_of
+from amvlm.learning.augment import mixed
+from amvlm.learning.batches import UnlabelledBatch, block_count, slabs_of
 from amvlm.learning.gathering import summed
 from amvlm.learning.slices import SliceBank
 from amvlm.learning.study import load_labelled, open_study, sample_labelled, sample_unlabelled
+from amvlm.learning.train import mixed_targets
 from amvlm.losses import confident_bce, masked_dice_bce
 from amvlm.models import AmvlmModel, build_student
 from amvlm.models.student import Student, level_strides, load_encoder_weights
@@ -307,6 +310,21 @@ def test_a_batch_that_memory_does_not_hold_goes_through_in_parts(
     room = 0
     with pytest.raises(UserError, match="does not hold a batch of 1"):
         run_training(judged_store, build_model(names=NAMES), TrainSettings(**SMALL, threads=1), "never")
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4, 8])
+def test_a_batch_in_parts_keeps_each_mixed_image_with_its_targets(parts: int) -> None:
+    rows = torch.arange(8.0).view(8, 1, 1, 1).expand(8, 1, 4, 4)
+    box = torch.zeros(8, 1, 4, 4, dtype=torch.bool)
+    box[:, :, 1:3] = True
+    batch = UnlabelledBatch(rows, mixed(rows, box), box, torch.zeros(8, 1, dtype=torch.int64), torch.ones(8, 1))
+    networks = SimpleNamespace(
+        batch_parts=parts, embeddings=torch.zeros(1, 4), targets=lambda _context, weak, _text: [weak, -weak]
+    )
+    settings, context = TrainSettings(steps=1, mode="text_guided"), SimpleNamespace(device=torch.device("cpu"))
+    seen, negated = mixed_targets(networks, batch, settings, context)
+    assert torch.equal(seen, batch.strong)
+    assert torch.equal(negated, -batch.strong)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(

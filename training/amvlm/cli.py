@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import typer
 from pydantic import BaseModel, ValidationError
 
-from amvlm import __version__, cli_labels, cli_plan, cli_predict, cli_study, cli_weights, console
+from amvlm import __version__, cli_box, cli_labels, cli_plan, cli_predict, cli_study, cli_weights, console
 from amvlm.config import DEMO_MINUTES, ONLY_BY_STEPS, PretrainSettings, TrainSettings
 from amvlm.errors import UserError
 from amvlm.flags import with_settings
@@ -213,7 +213,7 @@ def segment(
     threshold: Annotated[float, typer.Option(min=0, max=1, help="probability from which a voxel belongs to it")] = 0.5,
     volume_index: Annotated[int | None, typer.Option(help="which volume of a 4-D file, from 0")] = None,
     series: Annotated[int | None, typer.Option(help="which series of a DICOM folder, from 0")] = None,
-    accurate: Annotated[bool, typer.Option("--accurate", help="average over mirrored copies; slower")] = False,
+    accurate: Annotated[bool, typer.Option("--accurate", help="average over turned copies; slower")] = False,
 ) -> None:
     """Outline a structure in a scan; the mask lies on the scan's own grid."""
     import numpy as np
@@ -431,7 +431,8 @@ app.add_typer(cli_study.structures, name="structure")
 app.add_typer(cli_study.captions, name="caption")
 app.add_typer(cli_weights.app, name="weights")
 for _command in (
-    cli_plan.plan, cli_predict.predict, cli_labels.judge, cli_labels.history, cli_labels.restore, cli_labels.edit
+    cli_plan.plan, cli_predict.predict, cli_box.box, cli_labels.judge, cli_labels.history, cli_labels.restore,
+    cli_labels.edit,
 ):  # fmt: skip
     app.command()(_command)
 

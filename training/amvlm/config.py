@@ -29,8 +29,9 @@ class EncoderSettings(Settings):
     """Which encoders the vision-language model is built from."""
 
     image_encoder: str = Field(
-        "tiny", title="Image encoder", description="tiny, small, paper, a hub id or a folder", max_length=4096
-    )
+        "tiny", title="Image encoder", max_length=4096,
+        description="tiny, efficientnet-lite0, small, paper, a hub id (owner/name@revision) or a folder",
+    )  # fmt: skip
     text_encoder: str = Field(
         "tiny", title="Text encoder", max_length=4096,
         description="tiny, minilm, small, paper, a hub id (owner/name@revision) or a folder",
@@ -141,7 +142,14 @@ class LoopSettings(Settings):
 
 
 Captions = Literal["true", "shuffled", "empty"]
+REGISTERED_TOWERS = ("efficientnet-lite0",)
+"""Image encoders whose weights the registry names."""
 _PRESETS: dict[str, dict[str, Any]] = {
+    "locked": {
+        "learning_rate": 1e-3,
+        "steps": 3000,
+        "encoders": {"image_encoder": "efficientnet-lite0", "text_encoder": "minilm", "image_size": 112},
+    },
     "tiny": {"learning_rate": 1e-3, "encoders": {"image_encoder": "tiny", "text_encoder": "tiny", "image_size": 112}},
     "small": {
         "learning_rate": 1e-4,
@@ -149,17 +157,43 @@ _PRESETS: dict[str, dict[str, Any]] = {
     },
     "paper": {
         "learning_rate": 5e-5,
+        "text_learning_rate_share": 1.0,
+        "towers": "unfrozen",
+        "uncertainty": "exp_paper",
+        "positives": "diagonal",
+        "mask_supervision": False,
+        "side_prompts": 0.0,
         "encoders": {"image_encoder": "paper", "text_encoder": "paper", "image_size": 224},
+        "generator": {"form": "frozen_linear", "pamr_iterations": 10},
     },
 }
+_PAPERS_TRAINING: dict[str, Any] = {
+    "steps": 6000, "mode": "text_guided", "targets": "three", "merge": "logit_mean", "mask_supervision": False,
+    "side_prompts": 0.0, "student": {"network": "unet"},
+}  # fmt: skip
+
+
+def _filled(preset: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """What is given, and from the preset what is not; nested settings field by field."""
+    whole = {**preset, **given}
+    for name, value in preset.items():
+        if isinstance(value, dict) and isinstance(whole[name], dict):
+            whole[name] = {**value, **whole[name]}
+    return whole
 
 
 class PretrainSettings(LoopSettings):
     """``amvlm pretrain``: L_ita + 0.5·L_css + 0.1·L_pdt + 0.1·L_local + 0.1·L_icl, then the text mask generator."""
 
-    preset: Literal["tiny", "small", "paper"] = Field(
-        "tiny", title="Preset", description="encoders, image size and learning rate, where not given one by one"
-    )
+    preset: Literal["tiny", "locked", "small", "paper"] = Field(
+        "tiny", title="Preset", description="encoders, image size, learning rate …, where not given one by one; "
+        "paper: every option as the paper has it",
+    )  # fmt: skip
+    towers: Literal["auto", "locked", "unfrozen"] = Field(
+        "auto", title="Encoders",
+        description="locked: frozen, their tokens computed once; auto: locked where both are pre-trained and the image "
+        "encoder is of the registry",
+    )  # fmt: skip
     steps: int = Field(600, title="Contrastive steps", ge=0, le=1_000_000)
     generator_steps: int = Field(1000, title="Generator steps", ge=0, le=1_000_000)
     generator_learning_rate: float = Field(1e-3, title="Generator's learning rate", gt=0, le=1)
@@ -168,7 +202,9 @@ class PretrainSettings(LoopSettings):
         0.1, title="Text encoder's share of the learning rate", ge=0, le=1,
         description="at 1 the contrast makes it forget the words that no image tells apart yet, sides first",
     )  # fmt: skip
-    validate_every: int = Field(0, title="Validate every (steps)", ge=0, description="0: once per epoch")
+    validate_every: int = Field(
+        0, title="Validate every (steps)", ge=0, description="0: once per epoch, at most 20 times"
+    )
     checkpoint_every: int = Field(250, title="Checkpoint every (steps)", ge=1)
     patience: int = Field(5, title="Early stopping: validations without a better loss", ge=1)
     temperature: float = Field(0.07, title="Temperature τ", gt=0, le=1)
@@ -178,6 +214,9 @@ class PretrainSettings(LoopSettings):
     pdt_weight: float = Field(0.1, title="Weight of L_pdt", ge=0, le=10)
     local_weight: float = Field(0.1, title="Weight of L_local", ge=0, le=10)
     icl_weight: float = Field(0.1, title="Weight of L_icl", ge=0, le=10)
+    mask_supervision: bool = Field(
+        True, title="Text mask learns from accepted masks", description="off: frozen_linear from captions alone"
+    )
     grounding_weight: float = Field(1.0, title="Weight of L_tg (frozen_linear)", ge=0, le=10)
     momentum: float = Field(0.995, title="EMA decay of the momentum encoders", ge=0, lt=1)
     captions: Captions = Field("true", title="Captions in training", description="shuffled and empty are the controls")
@@ -200,11 +239,20 @@ class PretrainSettings(LoopSettings):
         """What is not given comes from the preset."""
         if not isinstance(given, dict) or given.get("preset", "tiny") not in _PRESETS:
             return given
-        preset = _PRESETS[given.get("preset", "tiny")]
-        encoders = given.get("encoders", {})
-        if isinstance(encoders, dict):
-            given = {**given, "encoders": {**preset["encoders"], **encoders}}
-        return {"learning_rate": preset["learning_rate"], **given}
+        return _filled(_PRESETS[given.get("preset", "tiny")], given)
+
+    @property
+    def locked(self) -> bool:
+        """Whether both encoders stay as they are."""
+        encoders = self.encoders
+        pretrained = encoders.image_encoder in REGISTERED_TOWERS and encoders.text_encoder != "tiny"
+        return self.towers == "locked" or (self.towers == "auto" and pretrained)
+
+    @model_validator(mode="after")
+    def _masks_or_captions(self) -> PretrainSettings:
+        if not self.mask_supervision and self.generator.form != "frozen_linear":
+            raise ValueError("film_unet learns from accepted masks: choose --form frozen_linear")
+        return self
 
     def for_the_record(self) -> PretrainSettings:
         """As a run and a model card keep them: no path of this machine."""
@@ -212,6 +260,7 @@ class PretrainSettings(LoopSettings):
 
 
 ONLY_BY_STEPS = (
+    "preset", "mask_supervision",
     "targets", "confidence", "unlabelled_weight", "ramp_up", "cut_mix", "plain_prompts", "patience", "validate_every",
 )  # fmt: skip
 """Settings of the paper's training that the plan takes the place of; the student's belong to them too."""
@@ -223,6 +272,9 @@ class TrainSettings(LoopSettings):
     ``steps`` alone chooses between them. What only a training by steps reads is refused in one by minutes.
     """
 
+    preset: Literal["", "paper"] = Field(
+        "", title="Preset", description="paper: every option as the paper has it, where not given one by one"
+    )
     minutes: float = Field(
         10.0, title="Minutes", ge=0, le=43_200, allow_inf_nan=False,
         description="the network is fitted to the study and to this time (see amvlm plan)",
@@ -234,10 +286,14 @@ class TrainSettings(LoopSettings):
     batch_size: int = Field(
         8, title="Batch size (slices)", ge=1, le=1024, description="as many labelled as unlabelled ones; in 3-D blocks"
     )
-    mode: Literal["auto", "text_guided", "image_only", "labelled_only"] = Field(
+    mode: Literal["auto", "text_guided", "image_only", "two_stage", "labelled_only"] = Field(
         "auto",
         title="Targets on unlabelled cases",
-        description="auto: text_guided where any case has a caption, else image_only; labelled_only is a control",
+        description="auto: text_guided where any case has a caption, else image_only; two_stage, by minutes: the text "
+        "mask first, then a student on its soft masks of all captioned cases; labelled_only is a control",
+    )
+    mask_supervision: bool = Field(
+        True, title="Text mask learns from accepted masks", description="off: it stays as it was pre-trained"
     )
     merge: Literal["gated", "logit_mean"] = Field("gated", title="Merge of text mask and teacher")
     captions: Captions = Field("true", title="Captions in training", description="shuffled and empty are the controls")
@@ -260,6 +316,10 @@ class TrainSettings(LoopSettings):
     patience: int = Field(8, title="Early stopping: validations without a better Dice", ge=1)
     checkpoint_every: int = Field(250, title="Checkpoint every (steps)", ge=1)
     student: StudentSettings = Field(default_factory=StudentSettings, title="Student")
+    from_scratch: bool = Field(
+        False, title="Begin with random weights",
+        description="even where the model in use has networks of the same layers for the same structures",
+    )  # fmt: skip
     text_mask: PlannedTextSettings = Field(default_factory=PlannedTextSettings, title="Text mask, by minutes")
     structures: tuple[str, ...] = Field((), title="Structures", description="empty: every one with a label")
 
@@ -272,6 +332,8 @@ class TrainSettings(LoopSettings):
     @classmethod
     def _either(cls, given: Any) -> Any:
         """Steps take the place of the usual minutes."""
+        if isinstance(given, dict) and given.get("preset") == "paper":
+            given = _filled(_PAPERS_TRAINING, given)
         if not isinstance(given, dict) or "minutes" in given or given.get("steps") is None:
             return given
         if given["steps"] == 0:
@@ -280,8 +342,8 @@ class TrainSettings(LoopSettings):
 
     @model_validator(mode="after")
     def _text_needs_text(self) -> TrainSettings:
-        if self.mode not in ("auto", "text_guided") and self.captions != "true":
-            raise ValueError("shuffled or empty captions belong to mode text_guided")
+        if self.mode not in ("auto", "text_guided", "two_stage") and self.captions != "true":
+            raise ValueError("shuffled or empty captions belong to mode text_guided or two_stage")
         return self
 
     @model_validator(mode="after")
@@ -289,6 +351,8 @@ class TrainSettings(LoopSettings):
         if not self.by_minutes:
             if self.minutes:
                 raise ValueError("give --minutes or --steps, not both")
+            if self.mode == "two_stage":
+                raise ValueError("--mode two_stage belongs to a training by minutes: leave --steps out")
             return self
         if not self.minutes:
             raise ValueError("give more than 0 --minutes, or --steps")

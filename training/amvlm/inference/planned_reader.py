@@ -23,7 +23,7 @@ class PlannedReader:
     device : torch.device
         Where the logits are kept.
     accurate : bool
-        Average over mirrored copies.
+        Average over turned copies, see :func:`amvlm.models.planned.views_of`.
     """
 
     def __init__(self, student: PlannedStudent, volume: Volume, device: torch.device, accurate: bool) -> None:

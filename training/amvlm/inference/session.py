@@ -64,7 +64,7 @@ class Session:
     volume : Volume
     device : torch.device or str
     accurate : bool
-        Average a planned student's answers over mirrored copies, where its plan allows them.
+        Average a planned student's answers over turned copies, see :func:`amvlm.models.planned.views_of`.
     """
 
     def __init__(

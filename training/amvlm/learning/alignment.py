@@ -8,16 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from amvlm.config import PretrainSettings
-from amvlm.learning.gathering import gathered, mean_over
+from amvlm.learning.gathering import gathered, mean_over, summed
 from amvlm.learning.pairs import Pairs
 from amvlm.losses import (
+    Scales,
     attended,
     attended_bag,
     bag_similarity,
+    distance_agreement,
     gain_spread,
     intra_modal_contrast,
     local_contrast,
+    mean_distances,
     multi_positive_info_nce,
+    on_one_scale,
     pairwise_wasserstein,
     similarity_gain,
     similarity_supervision,
@@ -26,18 +30,22 @@ from amvlm.losses import (
     two_way_cross_entropy,
 )
 from amvlm.models.distribution import START_SD, DistributionTransformer, Gaussians
-from amvlm.models.vlm import Tokens, VisionLanguageModel
+from amvlm.models.vlm import Heads, RawTokens, Tokens, VisionLanguageModel
 
 PRIOR_WEIGHT = 1e-3
+_SCALE_STEP = 0.01
 _Part = TypeVar("_Part")
 
 
 class Branch(nn.Module):
-    """Encoders, heads, and the distribution transformers of patches and words; the momentum branch is its average."""
+    """Encoders, heads, and the distribution transformers of patches and words; the momentum branch is its average.
 
-    def __init__(self, vlm: VisionLanguageModel, distributions: bool) -> None:
+    Of locked towers it holds the heads without the encoders.
+    """
+
+    def __init__(self, vlm: VisionLanguageModel, distributions: bool, locked: bool = False) -> None:
         super().__init__()
-        self.vlm = vlm
+        self.vlm = Heads.of(vlm) if locked else vlm
         size = vlm.settings.embedding_size
         self.patches = DistributionTransformer(size) if distributions else None
         self.words = DistributionTransformer(size) if distributions else None
@@ -54,19 +62,24 @@ class Keys(NamedTuple):
 class Alignment(nn.Module):
     """The pre-training losses as one module, so that accelerate can run it on several processes.
 
-    A weight of 0 in the settings leaves a part out, networks included.
+    A weight of 0 in the settings leaves a part out, networks included. ``scales`` (2, 2) are running means of the two
+    distances, of words and of patches.
     """
+
+    scales: Tensor
 
     def __init__(self, vlm: VisionLanguageModel, settings: PretrainSettings) -> None:
         super().__init__()
         self.settings = settings
         self.css = settings.css_weight > 0
-        self.online = Branch(vlm, self.css or settings.icl_weight > 0)
+        self.online = Branch(vlm, self.css or settings.icl_weight > 0, settings.locked)
         size = vlm.settings.embedding_size
         self.seen_patches = DistributionTransformer(size) if self.css else None
         self.seen_words = DistributionTransformer(size) if self.css else None
         self._mixed = False
         self.log_distance_temperature = nn.Parameter(torch.zeros(())) if self.css else None
+        if self.css:
+            self.register_buffer("scales", torch.zeros(2, 2))
 
     def forward(self, pairs: Pairs, momentum: Branch | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Weighted losses, and what else is worth logging; ``momentum`` is needed for L_icl."""
@@ -107,8 +120,9 @@ class Alignment(nn.Module):
     def _encode(self, pairs: Pairs) -> tuple[Tokens, Tensor, Tensor, Tokens]:
         """Tokens of each sample's slab that agrees most with its caption, all slabs' embeddings, and the text."""
         vlm = self.online.vlm
-        every = vlm.encode_image(pairs.image.flatten(0, 1))
-        unique = vlm.encode_text(pairs.text)
+        image = pairs.image.flatten(0, 1) if isinstance(pairs.image, Tensor) else pairs.image
+        every = vlm.encode_image(image)
+        unique = vlm.encode_text(pairs.text, pairs.read_text)
         text = Tokens(*(part[pairs.text_row] for part in unique))
         slabs = every.cls.view(*pairs.present.shape, -1)
         chosen = attended_bag(slabs, pairs.present, text.cls)
@@ -138,10 +152,11 @@ class Alignment(nn.Module):
             "patches": (image, seen_words, text.cls, self.online.patches, self.seen_words, None),
         }
         css, pdt, divergence, spreads = [], [], [], {}
-        for name, (own, seen, seen_cls, own_pdt, seen_pdt, equal) in sides.items():
+        for number, (name, (own, seen, seen_cls, own_pdt, seen_pdt, equal)) in enumerate(sides.items()):
             gaussians = self._gaussians(own_pdt, own.cls.detach(), own.tokens.detach(), own.mask)
             others = self._gaussians(seen_pdt, seen_cls.detach(), seen.detach(), own.mask)
-            d_s, d_u = _distances(gaussians, others)
+            plain = _distances(gaussians, others)
+            d_s, d_u = on_one_scale(*plain, self._scales(number, *plain, own.mask))
             g = similarity_gain(d_s, d_u, own.mask, settings.uncertainty)
             weights = token_weights(own.importance, own.mask)
             cosine = torch.bmm(own.tokens, seen.transpose(1, 2))
@@ -154,11 +169,24 @@ class Alignment(nn.Module):
                 kl = standard_deviation_divergence(each.sd[:, 1:], own.mask, START_SD)
                 divergence.append(mean_over(kl, has_words))
             spreads[f"sd_log_g_{name}"] = gain_spread(g, own.mask)
+            if not self.training:
+                spreads[f"spearman_{name}"] = distance_agreement(plain[0], cosine, own.mask)
+                spreads[f"sd_to_mean_{name}"] = _sd_to_mean(gaussians, own.mask)
         l_pdt = 0.5 * (pdt[0] + pdt[1]) + PRIOR_WEIGHT * torch.stack(divergence).mean()
         losses = {"L_css": settings.css_weight * 0.5 * (css[0] + css[1])}
         if settings.pdt_weight > 0:
             losses["L_pdt"] = settings.pdt_weight * l_pdt
         return losses, spreads
+
+    @torch.no_grad()
+    def _scales(self, side: int, d_s: Tensor, d_u: Tensor, mask: Tensor) -> Scales:
+        """Running means of a side's two distances over all processes; in training this batch moves them."""
+        over, over_sd, pairs = summed(torch.stack(mean_distances(d_s, d_u, mask))).unbind()
+        now, kept = torch.stack([over, over_sd]) / pairs.clamp(min=1), self.scales[side]
+        known = torch.where(kept[0] > 0, kept.lerp(now, _SCALE_STEP if self.training else 0.0), now)
+        if self.training:
+            self.scales[side] = known
+        return Scales(known[0], known[1])
 
     def _contrast(self, image: Tokens, text: Tokens, keys: tuple[Keys, Keys], pairs: Pairs) -> Tensor:
         """L_icl of both modalities; the gradient reaches both online encoders."""
@@ -199,13 +227,26 @@ class Alignment(nn.Module):
 def _momentum_tokens(momentum: Branch, pairs: Pairs, chosen: Tensor) -> tuple[Tokens, Tokens]:
     """The other view of image and caption; of a volume's bag the slab ``chosen``, (B,)."""
     rows = torch.arange(len(chosen), device=chosen.device)
-    image = momentum.vlm.encode_image(pairs.other_view[rows, chosen])
-    return image, Tokens(*(part[pairs.other_row] for part in momentum.vlm.encode_text(pairs.other_text)))
+    view = pairs.other_view
+    if isinstance(view, Tensor):
+        image = momentum.vlm.encode_image(view[rows, chosen])
+    else:
+        rows = rows * pairs.present.shape[1] + chosen
+        image = momentum.vlm.encode_image(RawTokens(*(part[rows] for part in view)))
+    text = momentum.vlm.encode_text(pairs.other_text, pairs.read_other_text)
+    return image, Tokens(*(part[pairs.other_row] for part in text))
 
 
 def _distances(own: Gaussians, other: Gaussians) -> tuple[Tensor, Tensor]:
     """Between tokens, without the CLS."""
     return pairwise_wasserstein(own.mean[:, 1:], own.sd[:, 1:], other.mean[:, 1:], other.sd[:, 1:])
+
+
+def _sd_to_mean(gaussians: Gaussians, mask: Tensor) -> Tensor:
+    """‖σ‖/‖μ‖ of the tokens, averaged."""
+    ratio = gaussians.sd[:, 1:].norm(dim=-1) / gaussians.mean[:, 1:].norm(dim=-1).clamp(min=1e-6)
+    found: Tensor = (ratio * mask).sum().detach() / mask.sum().clamp(min=1)
+    return found
 
 
 def _built(part: _Part | None) -> _Part:

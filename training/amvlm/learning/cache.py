@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import uuid
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from amvlm.errors import UserError
@@ -48,3 +50,13 @@ def keep_array(path: Path, array: NDArray[Any]) -> None:
             f"the study's cache could not be written ({error.strerror})", file=path.parent,
             remedy="Check free disk space; nothing of the study was changed.",
         ) from error  # fmt: skip
+
+
+def weights_digest(*networks: torch.nn.Module) -> str:
+    """A short hash of all weights and buffers, which names what was computed with them."""
+    digest = hashlib.sha256()
+    for network in networks:
+        for name, tensor in network.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

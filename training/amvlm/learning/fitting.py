@@ -42,6 +42,7 @@ class Phase:
     steps: int
     groups: Sequence[tuple[Sequence[PreparedCase], int]]
     learning_rate: float = LEARNING_RATE
+    loss: Callable[[PlannedStudent, PatchBatch], Tensor] = patch_loss
 
 
 def optimiser_of(student: PlannedStudent) -> torch.optim.Optimizer:
@@ -109,7 +110,7 @@ def fit(
             group["lr"] = rate
         while True:
             try:
-                loss = _gradients(student, batch, optimiser, precision, scaler, parts)
+                loss = _gradients(student, batch, phase.loss, optimiser, precision, scaler, parts)
                 break
             except torch.OutOfMemoryError as error:
                 parts *= 2
@@ -174,6 +175,7 @@ class Learner:
 def _gradients(
     student: PlannedStudent,
     batch: PatchBatch,
+    loss_of: Callable[[PlannedStudent, PatchBatch], Tensor],
     optimiser: torch.optim.Optimizer,
     precision: str,
     scaler: torch.amp.GradScaler,
@@ -185,7 +187,7 @@ def _gradients(
     for rows in torch.arange(len(batch.image)).chunk(parts):
         part = PatchBatch(*(field[rows[0] : rows[-1] + 1] for field in batch))
         with autocast_to(batch.image.device, precision):
-            loss = patch_loss(student, part) / parts
+            loss = loss_of(student, part) / parts
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
     return total

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from amvlm.imaging.resample import IntensityScale, SliceGrid, slabs
-from amvlm.learning.cache import keep_array, kept_array
+from amvlm.learning.cache import keep_array, kept_array, weights_digest
 from amvlm.learning.prepared import grid_of
 from amvlm.models import VisionLanguageModel
 from amvlm.models.planned_text import Frame, projected_patches
@@ -34,7 +33,8 @@ class PatchFeatureStore:
     ) -> None:
         self._store, self._vlm, self._axis, self._cases = store, vlm, axis, cases
         self._size = vlm.settings.image_size
-        self._folder = store.cache_folder(f"patches-v{_VERSION}-{self._size}-axis{axis}-{_weights_of(vlm)}")
+        weights = weights_digest(vlm.image_encoder, vlm.patch_head)
+        self._folder = store.cache_folder(f"patches-v{_VERSION}-{self._size}-axis{axis}-{weights}")
 
     def prepare(self, case_ids: Sequence[str]) -> Iterator[int]:
         """Make what is missing; yields how many cases are ready."""
@@ -75,13 +75,3 @@ class PatchFeatureStore:
             image = slabs(stack, scale, grid, list(range(begin, min(len(stack), begin + _SLICES))))
             found.append(projected_patches(self._vlm, image.to(device)).cpu().numpy())
         return np.concatenate(found)
-
-
-def _weights_of(vlm: VisionLanguageModel) -> str:
-    """A short hash of what the patches depend on."""
-    digest = hashlib.sha256()
-    for part in (vlm.image_encoder, vlm.patch_head):
-        for name, tensor in part.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -15,11 +15,13 @@ from amvlm.events import AnyEvent, Finished, Note, Progress, Validation
 from amvlm.learning.before import dices_before
 from amvlm.learning.calibration import enough, fit_expected_dice, fit_text_weights, mean_dices
 from amvlm.learning.fitting import Learner, Phase, answer, case_dices, pseudo_labelled
+from amvlm.learning.going_on import known_text, start_student
 from amvlm.learning.patches import PreparedCase
 from amvlm.learning.planned_opening import PlannedRun, open_planned
 from amvlm.learning.planned_text import TEXT_SHARE, PlannedText, on_plan_grid, teach_text
 from amvlm.learning.runtime import Clock, FiniteWatch, Means
 from amvlm.learning.study import LabelledCase
+from amvlm.learning.two_stage import soft_phase
 from amvlm.models import AmvlmModel, build_generator
 from amvlm.models.half_unet import HalfUNet
 from amvlm.models.planned import PlannedStudent
@@ -75,8 +77,9 @@ def _trained(
     before = dices_before(previous, context.study, plan, opened.held_out, context.device)
     if before:
         yield Validation(step=0, student=before["student"], text_mask=before["text_mask"], merged={})
-    student = yield from _student(opened, resume)
-    text = yield from _text(opened, base, student, resume)
+    student, text = yield from _student(opened, base, resume)
+    if text is None:
+        text = yield from _text(opened, base, student, resume)
     if student is None:
         yield Note(level="warning", text=f"Stopped before the first step: {name} makes no prediction.")
     else:
@@ -93,19 +96,26 @@ def _trained(
     yield Finished(model=name, stopped_early=run.stop_asked(), seconds=clock.seconds)
 
 
-def _student(opened: PlannedRun, resume: bool) -> Generator[AnyEvent, None, PlannedStudent | None]:
-    """All phases of the student, from the newest checkpoint of a resumed run; None if no step was made."""
+def _student(
+    opened: PlannedRun, base: AmvlmModel, resume: bool
+) -> Generator[AnyEvent, None, tuple[PlannedStudent | None, PlannedText | None]]:
+    """All phases of the student, from the newest checkpoint of a resumed run; None if no step was made.
+
+    In two stages the text mask is taught between them, and comes along.
+    """
     plan, context = opened.plan, opened.context
     mixed = str(context.accelerator.mixed_precision)
     broken = plan.dimensions == 3 and context.device.type == "cpu"  # torch's bf16 gradients are wrong there
     precision = "fp32" if mixed == "no" or broken else mixed
     learner, done = Learner(plan, context.device, precision, opened.settings.seed, context.run.path / "student"), 0
     restored = learner.load() if resume else None
+    if restored is None and start_student(learner.student, base, opened.settings):
+        yield Note(text=f"Training goes on from {base.card.name}.")
     if restored is not None:
         done = restored.step
         if restored.doubt:
             yield Note(level="warning", text=restored.doubt)
-    lengths = _lengths(plan)
+    lengths, text = _lengths(plan), None
     for number, length in enumerate(lengths):
         before = sum(lengths[:number])
         step = max(0, done - before)
@@ -115,13 +125,18 @@ def _student(opened: PlannedRun, resume: bool) -> Generator[AnyEvent, None, Plan
             learner.next_phase()
         if context.stop_asked():
             break
-        groups = [(opened.labelled, plan.batch_size)]
-        if number > 0:
+        phase: Phase | None = Phase(number, length, [(opened.labelled, plan.batch_size)])
+        if number > 0 and opened.settings.mode == "two_stage":
+            text = yield from _text(opened, base, learner.first, resume)
+            phase = yield from soft_phase(opened, text, learner.first, length)
+        elif number > 0:
+            phase = None
+        if phase is None:
             pseudo = yield from _pseudo(opened, learner.first)
             half = round(PSEUDO_SHARE * plan.batch_size)
-            groups = [(opened.labelled, plan.batch_size - half), (pseudo, half)]
-        done = before + (yield from _run(opened, learner, Phase(number, length, groups), step, before))
-    return learner.student.eval() if done else None
+            phase = Phase(number, length, [(opened.labelled, plan.batch_size - half), (pseudo, half)])
+        done = before + (yield from _run(opened, learner, phase, step, before))
+    return (learner.student.eval() if done else None), text
 
 
 def _run(
@@ -179,7 +194,9 @@ def _text(
     context, study, settings = opened.context, opened.context.study, opened.settings
     torch.manual_seed(settings.seed)
     text = PlannedText.fresh(base, opened.plan, settings, study, opened.labelled, context.device)
-    if student is not None and isinstance(student.network, HalfUNet):
+    if (known := known_text(base, text.network, settings)) is not None:
+        text.network.load_state_dict(known.state_dict())
+    elif student is not None and isinstance(student.network, HalfUNet):
         text.network.start_from(student.network)
     if text.network.reads_patches:
         judged = [case.case_id for case in (*opened.labelled, *opened.held_out)]

@@ -13,6 +13,7 @@ from amvlm.errors import UserError
 from amvlm.events import AnyEvent, Note, Progress, Started
 from amvlm.learning.context import Context, flip_axis_of
 from amvlm.learning.fingerprinting import fingerprint_of, measured_machine
+from amvlm.learning.going_on import widths_to_keep
 from amvlm.learning.patches import PreparedCase
 from amvlm.learning.planned_text import text_steps
 from amvlm.learning.prepared import PreparedStudy
@@ -57,7 +58,7 @@ def open_planned(
     precision, threads = _compute(settings) if known is None else (str(known.precision), known.threads)
     torch.set_num_threads(threads or torch.get_num_threads())
     accelerator = start_accelerator(settings, precision)
-    plan: Plan = yield from _plan_of(known, run, study, settings, accelerator.device, precision)
+    plan: Plan = yield from _plan_of(known, run, study, base, settings, accelerator.device, precision)
     bank = SliceBank(store, base.image_size, plan.axis)
     prepared = PreparedStudy(store, plan)
     for done in prepared.prepare(list(study.cases.values())):
@@ -109,16 +110,19 @@ def fingerprint_of_store(store: LabelStore, settings: TrainSettings) -> Fingerpr
 
 
 def planned(
-    study: Study, settings: TrainSettings, device: torch.device, precision: str
+    study: Study, base: AmvlmModel, settings: TrainSettings, device: torch.device, precision: str
 ) -> Generator[AnyEvent, None, Plan]:
     """The study's plan on this machine."""
     facts = yield from fingerprint_of(study, settings.minutes, measured_machine(device, precision))
-    return plan_for(facts, settings)
+    known = widths_to_keep(base, study.names, settings)
+    return plan_for(facts.model_copy(update={"known_widths": known}), settings)
 
 
 def plan_for(facts: Fingerprint, settings: TrainSettings) -> Plan:
     """The plan, less what the settings leave out."""
     plan = make_plan(facts)
+    if settings.mode == "two_stage" and facts.unlabelled:
+        return plan.model_copy(update={"recipe": "two_phase"})
     return plan.model_copy(update={"recipe": "labelled"}) if settings.mode == "labelled_only" else plan
 
 
@@ -127,11 +131,17 @@ def _judged(prepared: PreparedStudy, study: Study, by_case: dict[str, dict[str, 
 
 
 def _plan_of(
-    known: RunConfig | None, run: RunFolder, study: Study, settings: TrainSettings, device: torch.device, precision: str
+    known: RunConfig | None,
+    run: RunFolder,
+    study: Study,
+    base: AmvlmModel,
+    settings: TrainSettings,
+    device: torch.device,
+    precision: str,
 ) -> Generator[AnyEvent, None, Plan]:
     """A new plan, or the one that a resumed run began with."""
     if known is None:
-        return (yield from planned(study, settings, device, precision))
+        return (yield from planned(study, base, settings, device, precision))
     if known.plan is None:
         raise UserError("this run has no plan to go on with", file=run.path, remedy="Start a new run.")
     plan = read_plan(known.plan, run.path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from amvlm.events import AnyEvent, Finished, Note, Progress, Started
 from amvlm.learning.align import align
 from amvlm.learning.captioned import CaptionedImages
 from amvlm.learning.context import Context, flip_axis_of
+from amvlm.learning.locked import LockedTowers
 from amvlm.learning.runtime import Clock, choose_compute, start_accelerator
 from amvlm.learning.slices import SliceBank
 from amvlm.learning.study import (
@@ -54,6 +55,8 @@ def pretrain(
         If the store holds neither a caption nor a labelled case; if a loss becomes NaN (the last checkpoint is kept).
     """
     target = model_target(store.folder, name)
+    if base is not None:
+        settings = settings.model_copy(update={"encoders": base.vlm.settings})
     study = open_study(store, snapshot=snapshot_of_run(store, run) if resume else None, need_labels=False)
     study = with_controls(study, settings.captions, settings.seed)
     if settings.any_orientation:
@@ -100,14 +103,35 @@ def pretrain(
     generator.to(context.device)
     if settings.steps and captioned.contrast:
         held_out = CaptionedImages(study, judged, "val", bank, settings.both_sides)
-        yield from align(context, vlm, captioned, held_out, settings)
+        towers = yield from _locked(context, vlm, settings)
+        if not run.stop_asked():
+            yield from align(context, vlm, captioned, held_out, settings, towers)
     vlm.eval().requires_grad_(False)
-    if settings.generator_steps and (labelled or (captioned.contrast and isinstance(generator, FrozenLinear))):
+    by_captions = captioned.contrast and isinstance(generator, FrozenLinear)
+    if settings.generator_steps and ((labelled and settings.mask_supervision) or by_captions):
         yield from teach_generator(context, vlm, generator, labelled, judged, captioned, settings)
     model = AmvlmModel(vlm, generator, chosen, None, None, _card(study, vlm, labelled, settings, name), prior)
     if context.accelerator.is_main_process:
         model.to("cpu").save(target)
     yield Finished(model=name, seconds=clock.seconds, stopped_early=run.stop_asked())
+
+
+def _locked(
+    context: Context, vlm: VisionLanguageModel, settings: PretrainSettings
+) -> Generator[AnyEvent, None, LockedTowers | None]:
+    """What the frozen encoders say of all images; None where the encoders learn."""
+    if not settings.locked:
+        return None
+    study, cases = context.study, [c for c, case in context.study.cases.items() if case.split in ("train", "val")]
+    for encoder in (vlm.image_encoder, vlm.text_encoder):
+        encoder.eval().requires_grad_(False)
+    towers = LockedTowers(study.store, vlm, context.bank, study.cases, context.flip_axis, context.any_orientation)
+    for done in towers.prepare(cases):
+        if context.stop_asked():
+            break
+        if done % 10 == 0:
+            yield Progress(stage="reading images with the encoder", step=done, steps=len(cases))
+    return towers
 
 
 def _refuse_places(study: Study) -> None:

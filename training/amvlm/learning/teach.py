@@ -69,7 +69,7 @@ def teach_generator(
         generator.train()
         losses: dict[str, Tensor] = {}
         case_ids: list[str] = []
-        if labelled:
+        if labelled and settings.mask_supervision:
             batch = labelled_batch(context, labelled, table, settings, _STAGE, step, settings.side_prompts)
             batch = batch.to(context.device)
             case_ids = batch.case_ids

@@ -205,15 +205,33 @@ def _accumulate(
     generator.train()
     parts, sums = networks.batch_parts, Means()
     each = -(-len(drawn.labelled.image) // parts)
+    targets = None if drawn.unlabelled is None else mixed_targets(networks, drawn.unlabelled, settings, context)
     for part in range(parts):
         torch.manual_seed(int(context.chance(settings, _DROPOUT + 100 * part, step).integers(2**62)))  # feature dropout
         rows = slice(part * each, (part + 1) * each)
         labelled = drawn.labelled.part(rows).to(context.device)
         unlabelled = None if drawn.unlabelled is None else drawn.unlabelled.part(rows).to(context.device)
-        losses = step_losses(networks, student, generator, labelled, unlabelled, settings, step, context)
+        own = [target[rows] for target in targets or []]
+        losses = step_losses(networks, student, generator, labelled, unlabelled, own, settings, step)
         context.accelerator.backward(torch.stack(list(losses.values())).sum() / parts)
         sums.add(losses)
     return sums.mean()
+
+
+def mixed_targets(
+    networks: Networks, unlabelled: UnlabelledBatch, settings: TrainSettings, context: Context
+) -> list[Tensor]:
+    """Targets of a whole batch, mixed with the same boxes and neighbours as its strong views.
+
+    They are computed in as many parts as memory asks for; a neighbour may lie in another part.
+    """
+    parts = []
+    for rows in torch.arange(len(unlabelled.weak)).chunk(networks.batch_parts):
+        part = unlabelled.part(slice(int(rows[0]), int(rows[-1]) + 1)).to(context.device)
+        text = networks.embeddings[part.text] if settings.mode == "text_guided" else None
+        parts.append(networks.targets(context, part.weak, text))
+    box = unlabelled.box.to(context.device)
+    return [mixed(torch.cat(kind), box) for kind in zip(*parts, strict=True)]
 
 
 def step_losses(
@@ -222,20 +240,22 @@ def step_losses(
     generator: nn.Module,
     labelled: LabelledBatch,
     unlabelled: UnlabelledBatch | None,
+    targets: list[Tensor],
     settings: TrainSettings,
     step: int,
-    context: Context,
 ) -> dict[str, Tensor]:
-    """L_sup + what the unlabelled cases teach + the generator's loss, term by term."""
+    """L_sup + what the unlabelled cases teach + the generator's loss, term by term.
+
+    ``targets`` are those of :func:`mixed_targets` for the samples of ``unlabelled``.
+    """
     text = networks.embeddings[labelled.text]
     losses: dict[str, Tensor] = {}
-    losses["L_text_generator"], _ = mask_supervision(
-        generator, labelled.slab, text, labelled.named, labelled.known, networks.foreground
-    )
+    if settings.mask_supervision:
+        losses["L_text_generator"], _ = mask_supervision(
+            generator, labelled.slab, text, labelled.named, labelled.known, networks.foreground
+        )
     if unlabelled is None:
         return losses | {"L_sup": masked_dice_bce(student(labelled.image), labelled.masks, labelled.known, summed)}
-    with_text = networks.embeddings[unlabelled.text] if settings.mode == "text_guided" else None
-    targets = [mixed(target, unlabelled.box) for target in networks.targets(context, unlabelled.weak, with_text)]
     count = len(labelled.image), len(unlabelled.strong)
     on_labelled, on_unlabelled = student(torch.cat([labelled.image, unlabelled.strong])).split(count)
     losses["L_sup"] = masked_dice_bce(on_labelled, labelled.masks, labelled.known, summed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,8 @@ from torch import Tensor
 UncertaintyForm = Literal["exp", "exp_paper", "sigmoid"]
 _EPSILON = 1e-6
 _SLOPE = 0.357
+_SMALLEST_SD_TERM = 1e-3
+"""At the start both sides have one σ: their rounding must not be blown up to the size of D_s."""
 _COVARIANCE_WEIGHT, _OFFSET = 1 / 200, 4.0
 
 
@@ -56,13 +58,14 @@ def pairwise_wasserstein(mean: Tensor, sd: Tensor, other_mean: Tensor, other_sd:
 
 
 def similarity_gain(d_s: Tensor, d_u: Tensor, mask: Tensor, form: UncertaintyForm = "exp") -> Tensor:
-    """g, by which uncertainty rescales a pair's dissimilarity: Ŝ = 1 − (1 − S)·g.
+    """g, by which uncertainty bends a pair's logit: ℓ = 1 − (1 − S/τ)·g.
 
     u = (a·D_u + b)/(D_s + ε), a = 1/200, b = 4.
 
     Parameters
     ----------
     d_s, d_u : Tensor, (B, T, T)
+        As :func:`on_one_scale` gives them.
     mask : Tensor, (B, T), bool
     form : {"exp", "exp_paper", "sigmoid"}
         "exp": clamp(exp(−0.357·u/median u), 0.3, 1) with g_jj = 1, the median over the sample's valid pairs j ≠ k;
@@ -86,13 +89,50 @@ def similarity_gain(d_s: Tensor, d_u: Tensor, mask: Tensor, form: UncertaintyFor
     return g.masked_fill(~valid | diagonal, 1.0)
 
 
+class Scales(NamedTuple):
+    """Running means of D_s and of ‖σ_j − σ̃_k‖², scalars."""
+
+    mean: Tensor
+    sd: Tensor
+
+
+def mean_distances(d_s: Tensor, d_u: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums of D_s and of D_u − D_s over a batch's valid pairs j ≠ k, and the number of these, detached scalars."""
+    pairs = _other_pairs(mask)
+    d_s, d_u = d_s.detach(), d_u.detach()
+    return (d_s * pairs).sum(), ((d_u - d_s) * pairs).sum(), pairs.sum().float()
+
+
+def on_one_scale(d_s: Tensor, d_u: Tensor, scales: Scales) -> tuple[Tensor, Tensor]:
+    """D_s, and D_u as the sum of both terms, each divided by its own running mean: neither drowns the other."""
+    scaled = d_s / scales.mean.clamp(min=_EPSILON)
+    return scaled, scaled + (d_u - d_s) / scales.sd.clamp(min=_SMALLEST_SD_TERM)
+
+
+def distance_agreement(d_s: Tensor, similarity: Tensor, mask: Tensor, samples: int = 8) -> Tensor:
+    """Spearman's correlation of D_s with 1 − S over the valid pairs j ≠ k of each of the first samples, averaged.
+
+    At 1 the Gaussians' means order pairs as the cosine does, and say nothing of their own.
+    """
+    found = []
+    for pairs, one, other in zip(_other_pairs(mask)[:samples], d_s, 1 - similarity, strict=False):
+        if int(pairs.sum()) > 2:
+            ranks = [x.detach()[pairs].argsort().argsort().double() for x in (one, other)]
+            found.append(torch.corrcoef(torch.stack(ranks))[0, 1])
+    return torch.stack(found).mean().float() if found else d_s.new_zeros(())
+
+
+def _other_pairs(mask: Tensor) -> Tensor:
+    diagonal = torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
+    return mask[:, :, None] & mask[:, None, :] & ~diagonal
+
+
 def gain_spread(g: Tensor, mask: Tensor) -> Tensor:
     """Row-wise sd of log g over other tokens (j ≠ k), averaged: below 0.02 g is only another temperature.
 
     The diagonal is left out, since g_jj = 1 would make a constant g look alive.
     """
-    diagonal = torch.eye(g.shape[1], dtype=torch.bool, device=g.device)
-    valid = (mask[:, :, None] & mask[:, None, :] & ~diagonal).float()
+    valid = _other_pairs(mask).float()
     count = valid.sum(-1)
     logs = g.float().clamp(min=1e-30).log()
     mean = (valid * logs).sum(-1) / count.clamp(min=1)
@@ -146,9 +186,12 @@ def two_way_cross_entropy(logits: Tensor, same: Tensor | None, weights: Tensor, 
 def similarity_supervision(
     similarity: Tensor, g: Tensor, same: Tensor | None, weights: Tensor, mask: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """One side of L_css: cross-entropy of Ŝ/τ with Ŝ = 1 − (1 − S)·g; arguments as :func:`two_way_cross_entropy`."""
-    rescaled = 1 - (1 - similarity.float()) * g
-    return two_way_cross_entropy(rescaled / temperature, same, weights, mask)
+    """One side of L_css: cross-entropy of ℓ = 1 − (1 − S/τ)·g; arguments as :func:`two_way_cross_entropy`.
+
+    g bends the logit: where S ≥ 0, the smaller a negative pair's g, the more softly it is pushed apart.
+    """
+    logits = 1 - (1 - similarity.float() / temperature) * g
+    return two_way_cross_entropy(logits, same, weights, mask)
 
 
 def standard_deviation_divergence(sd: Tensor, mask: Tensor, prior_sd: float) -> Tensor:

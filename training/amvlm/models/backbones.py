@@ -79,3 +79,8 @@ class EfficientNetLite0(EfficientNet, BaseEncoder):  # type: ignore[misc]
     @classmethod
     def get_encoder_names(cls) -> list[str]:
         return ["efficientnet-lite0"]
+
+def flat_name(name: str) -> str:
+    """MONAI nests the blocks of EfficientNet by stage: ``_blocks.<stage>.<block>.…`` is ``_blocks.<block>.…`` there."""
+    head, *rest = name.split(".")
+    return ".".join([head, *rest[1:]]) if head == "_blocks" else name

@@ -32,7 +32,8 @@ class DistributionTransformer(nn.Module):
     """One attention layer over [CLS; tokens] whose output, split in halves, moves a mean and sets a spread.
 
     x' = LN(GELU(Linear x)); μ₀, s₀ = attention(x'); μ = x + μ₀, μ += MLP(LN μ); s = s₀ + MLP(LN s₀);
-    σ = softplus(s) + ε. The last layers start at zero and s's bias at −3.6, so at first μ = x and σ is small.
+    σ = softplus(s) + ε; μ is brought to length 1, or it would grow while σ does not, and σ would say nothing beside it.
+    The last layers start at zero and s's bias at −3.6, so at first μ = x (tokens have length 1) and σ is small.
     """
 
     def __init__(self, embedding_size: int, heads: int = 4) -> None:
@@ -64,7 +65,7 @@ class DistributionTransformer(nn.Module):
         attended = attend(q, k, v, seen[:, None, None])
         moved, spread = self.leave(attended.flatten(2)).float().chunk(2, dim=-1)
         mean = x.float() + moved
-        mean = mean + self.mean_mlp(mean).float()
+        mean = F.normalize(mean + self.mean_mlp(mean).float(), dim=-1)
         spread = spread + self.sd_mlp(spread).float()
         return Gaussians(mean, F.softplus(spread) + _SMALLEST_SD)
 

@@ -28,6 +28,7 @@ from amvlm.models.description import (
     safe_tokenizer,
     sentences_from_tokenizers,
 )
+from amvlm.models.towers import TOWERS, load_tower
 from amvlm.text import medical_words
 from amvlm.weights import REGISTRY, SAFETENSORS, find
 
@@ -54,6 +55,8 @@ class EncoderRecipe:
     config: dict[str, Any]
 
     def build(self) -> nn.Module:
+        if self.model_type in TOWERS:
+            return TOWERS[self.model_type]()
         from transformers import AutoConfig, AutoModel
 
         config = AutoConfig.for_model(self.model_type, **self.config)
@@ -67,13 +70,17 @@ _POOLERLESS: dict[str, dict[str, Any]] = {
 
 
 def load_image_encoder(name: str, image_size: int) -> tuple[EncoderRecipe, nn.Module]:
-    """``tiny`` (ViT from scratch, patch 8), ``small``, ``paper``, a hub id or a local folder.
+    """``tiny`` (ViT from scratch, patch 8), ``small``, ``paper``, a tower of the registry, a hub id or a local folder.
 
     Raises
     ------
     UserError
-        If it cannot be loaded, or is not a transformer over square patches.
+        If it cannot be loaded, or cuts no square patches.
     """
+    if name in TOWERS:
+        known: Any = TOWERS[name].config
+        _check_divides(known.patch_size, image_size)
+        return EncoderRecipe(known.model_type, known.recipe()), load_tower(name)
     if name == "tiny":
         recipe = EncoderRecipe("vit", {**_TINY_IMAGE, "image_size": image_size, "patch_size": 8, "num_channels": 3})
         return recipe, recipe.build()
@@ -84,12 +91,16 @@ def load_image_encoder(name: str, image_size: int) -> tuple[EncoderRecipe, nn.Mo
             f"{Path(name).name!r} ({config.model_type}) is not an image encoder with patches",
             remedy="Choose a vision transformer, for example a ViT or DeiT.",
         )
-    if image_size % config.patch_size:
-        raise UserError(
-            f"an image of {image_size} px cannot be cut into patches of {config.patch_size} px",
-            remedy=f"Choose an image size that {config.patch_size} divides.",
-        )
+    _check_divides(config.patch_size, image_size)
     return recipe, model
+
+
+def _check_divides(patch: int, image_size: int) -> None:
+    if image_size % patch:
+        raise UserError(
+            f"an image of {image_size} px cannot be cut into patches of {patch} px",
+            remedy=f"Choose an image size that {patch} divides.",
+        )
 
 
 def load_text_encoder(name: str) -> tuple[EncoderRecipe, nn.Module, Tokenizer]:

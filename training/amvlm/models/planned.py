@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,44 @@ SURELY_NOT = -10.0
 """Logit of what lies outside the region, or in a smaller part than the largest."""
 _WINDOWS = 8
 """How many windows go through the network at once, unless a GPU's memory holds fewer."""
+TURNS_DEG = (0.0, 15.0, -15.0)
+"""Turns within a slice that an accurate answer averages over; every training turns patches by 30° at most."""
 Box = tuple[slice, slice, slice]
+
+
+class View(NamedTuple):
+    """A slice mirrored along some axes, then turned about its centre."""
+
+    flip: tuple[int, ...] = ()
+    degrees: float = 0.0
+
+    def of(self, image: Tensor) -> Tensor:
+        """The image (…, H, W) in this view."""
+        image = image.flip(self.flip) if self.flip else image
+        return turned(image, self.degrees) if self.degrees else image
+
+    def back(self, logits: Tensor) -> Tensor:
+        """Logits (…, H, W) of this view, on the image."""
+        logits = turned(logits, -self.degrees) if self.degrees else logits
+        return logits.flip(self.flip) if self.flip else logits
+
+
+def views_of(plan: Plan) -> list[View]:
+    """What an accurate answer averages over."""
+    rows, columns = plan.mirror
+    allowed: list[tuple[tuple[int, ...], bool]] = [((-2,), rows), ((-1,), columns), ((-2, -1), rows and columns)]
+    flips: list[tuple[int, ...]] = [(), *(axes for axes, sees in allowed if sees)]
+    return [View(flip, degrees) for flip in flips for degrees in TURNS_DEG]
+
+
+def turned(image: Tensor, degrees: float) -> Tensor:
+    """Turn (…, H, W) within its plane about the centre, bilinear, edges repeated."""
+    rows, columns = image.shape[-2:]
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    turn = torch.tensor([[cos, -sin * rows / columns, 0.0], [sin * columns / rows, cos, 0.0]], device=image.device)
+    flat = image.reshape(1, -1, rows, columns).float()
+    grid = F.affine_grid(turn[None], [1, 1, rows, columns], align_corners=False)
+    return F.grid_sample(flat, grid, padding_mode="border", align_corners=False).view(image.shape)
 
 
 class PlannedStudent(nn.Module):
@@ -73,7 +110,7 @@ class PlannedStudent(nn.Module):
         spacing_mm : tuple of float
             Of those planes: slices, rows, columns.
         accurate : bool
-            Average over mirrored copies.
+            Average over :data:`TURNS`, and over mirrored copies where training saw them.
 
         Returns
         -------
@@ -107,7 +144,7 @@ class PlannedStudent(nn.Module):
             return everywhere
         step = max(1, int(sides[0] / 1.5 / 4)) if self.plan.dimensions == 2 else 1
         chosen = torch.arange(min(step // 2, shape[0] - 1), shape[0], step)
-        logits = self._windows(planes, chosen, everywhere, overlap=0.0)
+        logits = self._windows(planes, chosen, everywhere, 0.0, View())
         parts = largest_part((logits.amax(0) > 0).numpy())
         box = None if parts is None else bounding_box(parts)
         if box is None:
@@ -126,19 +163,13 @@ class PlannedStudent(nn.Module):
         return found
 
     def _inside(self, planes: Tensor, places: Tensor, box: Box, accurate: bool) -> Tensor:
-        logits = self._windows(planes, places, box, overlap=0.5)
-        if not accurate:
-            return logits
-        rows, columns = self.plan.mirror
-        turns: list[tuple[tuple[int, ...], bool]] = [((-2,), rows), ((-1,), columns), ((-2, -1), rows and columns)]
-        mirrored = [axes for axes, allowed in turns if allowed]
-        for axes in mirrored:
-            logits = logits + self._windows(planes, places, box, overlap=0.5, flip=axes)
-        return logits / (1 + len(mirrored))
+        views = views_of(self.plan) if accurate else [View()]
+        logits = self._windows(planes, places, box, 0.5, views[0])
+        for view in views[1:]:
+            logits += self._windows(planes, places, box, 0.5, view)
+        return logits / len(views)
 
-    def _windows(
-        self, planes: Tensor, places: Tensor, box: Box, overlap: float, flip: tuple[int, ...] = ()
-    ) -> Tensor:
+    def _windows(self, planes: Tensor, places: Tensor, box: Box, overlap: float, view: View) -> Tensor:
         """Logits of some slices inside a box, (S, Z, H, W); fewer at once where a GPU's memory does not hold them.
 
         Raises
@@ -148,7 +179,7 @@ class PlannedStudent(nn.Module):
         """
         while True:
             try:
-                return self._all_windows(planes, places, box, overlap, flip)
+                return self._all_windows(planes, places, box, overlap, view)
             except torch.OutOfMemoryError as error:
                 if self.windows == 1:
                     patch = " × ".join(map(str, self.plan.patch[3 - self.plan.dimensions :]))
@@ -158,9 +189,7 @@ class PlannedStudent(nn.Module):
                 self.windows //= 2
             torch.cuda.empty_cache()
 
-    def _all_windows(
-        self, planes: Tensor, places: Tensor, box: Box, overlap: float, flip: tuple[int, ...]
-    ) -> Tensor:
+    def _all_windows(self, planes: Tensor, places: Tensor, box: Box, overlap: float, view: View) -> Tensor:
         exclusive, device = self.plan.exclusive, next(self.parameters()).device
 
         def predict(image: Tensor) -> Tensor:
@@ -169,25 +198,24 @@ class PlannedStudent(nn.Module):
 
         rows, columns = box[1], box[2]
         if self.plan.dimensions == 3:
-            block = planes[box[0], 0, rows, columns][None, None].float()
-            block = block.flip(flip) if flip else block  # the answer grows on the CPU: only windows are on the GPU
+            block = view.of(planes[box[0], 0, rows, columns].float())[None, None]
             found: Any = sliding_window_inference(
                 block, self.plan.patch, self.windows, predict, overlap=overlap, mode="gaussian", sw_device=device,
-                device=torch.device("cpu"),
+                device=torch.device("cpu"),  # the answer grows there: only windows are on the GPU
             )  # fmt: skip
-            return _cpu(found[0].flip(flip) if flip else found[0])
+            return view.back(_cpu(found[0]))
         window = window_of(self.plan.patch[1:], (rows.stop - rows.start, columns.stop - columns.start))
         answers = []
         for begin in range(0, len(places), self.windows):
             image = with_context(planes, places[begin : begin + self.windows], self.plan.context)[..., rows, columns]
-            image = (image.flip(flip) if flip else image).to(device)
+            image = view.of(image).to(device)
             if window == tuple(image.shape[-2:]):
                 answer = predict(image)
             else:
                 answer = sliding_window_inference(
                     image, window, self.windows, predict, overlap=overlap, mode="gaussian", padding_mode="replicate"
                 )
-            answers.append(_cpu(answer.flip(flip) if flip else answer))
+            answers.append(view.back(_cpu(answer)))
         return torch.cat(answers).movedim(1, 0)
 
 

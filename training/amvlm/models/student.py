@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from amvlm.config import StudentSettings
 from amvlm.errors import UserError
-from amvlm.models.backbones import EfficientNetLite0, basic_unet, unet
+from amvlm.models.backbones import EfficientNetLite0, basic_unet, flat_name, unet
 
 DECODER = (128, 64, 32, 32, 16)
 """Channels of a FlexibleUNet's decoder; its last level is at full resolution."""
@@ -112,7 +112,8 @@ def load_encoder_weights(student: Student, file: str | Path) -> None:
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError("the encoder weights could not be read", file=file, remedy=remedy) from error
     own = student.body.encoder.state_dict()
-    found = {name: given.get(name, given.get(_flat(name))) for name in own if not name.endswith("num_batches_tracked")}
+    wanted = [name for name in own if not name.endswith("num_batches_tracked")]
+    found = {name: given.get(name, given.get(flat_name(name))) for name in wanted}
     wrong = [name for name, tensor in found.items() if tensor is None or tensor.shape != own[name].shape]
     if wrong:
         raise UserError(
@@ -121,12 +122,6 @@ def load_encoder_weights(student: Student, file: str | Path) -> None:
             remedy=remedy,
         )
     student.body.encoder.load_state_dict({n: t for n, t in found.items() if t is not None}, strict=False)
-
-
-def _flat(name: str) -> str:
-    """MONAI nests the blocks of EfficientNet by stage: ``_blocks.<stage>.<block>.…`` is ``_blocks.<block>.…`` there."""
-    head, *rest = name.split(".")
-    return ".".join([head, *rest[1:]]) if head == "_blocks" else name
 
 
 def _width(settings: StudentSettings) -> int:

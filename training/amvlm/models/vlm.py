@@ -38,7 +38,57 @@ class Tokens(NamedTuple):
     importance: Tensor
 
 
-class VisionLanguageModel(nn.Module):
+class RawTokens(NamedTuple):
+    """One modality of a batch as a frozen encoder says it, before the heads.
+
+    ``cls`` (B, width); ``tokens`` (B, T, width), of texts the words, each the sum of its sub-words; ``importance``
+    (B, T), the last layer's CLS attention.
+    """
+
+    cls: Tensor
+    tokens: Tensor
+    importance: Tensor
+
+
+class Heads(nn.Module):
+    """The four heads into the common space, alone: they learn from :class:`RawTokens` of locked encoders."""
+
+    image_head: nn.Sequential
+    patch_head: nn.Sequential
+    text_head: nn.Sequential
+    word_head: nn.Sequential
+
+    @classmethod
+    def of(cls, vlm: Heads) -> Heads:
+        """The heads of a model, the very same and not copies."""
+        heads = cls()
+        for name in ("image_head", "patch_head", "text_head", "word_head"):
+            setattr(heads, name, getattr(vlm, name))
+        return heads
+
+    def read_image(self, image: Tensor) -> RawTokens:
+        """Encode images (B, 3, H, W)."""
+        raise NotImplementedError
+
+    def read_text(self, texts: TokenisedTexts) -> RawTokens:
+        """Encode texts."""
+        raise NotImplementedError
+
+    def encode_image(self, image: Tensor | RawTokens) -> Tokens:
+        """CLS and patches after their heads, (B, D) and (B, N, D), of images (B, 3, H, W) or of what was read."""
+        raw = image if isinstance(image, RawTokens) else self.read_image(image)
+        mask = torch.ones(raw.tokens.shape[:2], dtype=torch.bool, device=raw.tokens.device)
+        return Tokens(_unit(self.image_head(raw.cls)), _unit(self.patch_head(raw.tokens)), mask, raw.importance)
+
+    def encode_text(self, texts: TokenisedTexts, raw: RawTokens | None = None) -> Tokens:
+        """CLS and words after their heads, (U, D) and (U, T, D); ``raw`` is what was read of these texts."""
+        raw = self.read_text(texts) if raw is None else raw
+        mask = texts.words >= 0
+        words = _unit(self.word_head(raw.tokens)) * mask[..., None]
+        return Tokens(_unit(self.text_head(raw.cls)), words, mask, raw.importance)
+
+
+class VisionLanguageModel(Heads):
     """Image and text encoders with heads to D, then L2.
 
     Parameters
@@ -94,7 +144,9 @@ class VisionLanguageModel(nn.Module):
             image = image.mean(1, keepdim=True)
         found = self.image_encoder(pixel_values=image, output_attentions=attention, **self._image_options)
         count = (image.shape[-2] // self.patch) * (image.shape[-1] // self.patch)
-        row: Tensor | None = found.attentions[-1][:, :, 0].float().mean(1)[:, -count:].detach() if attention else None
+        row: Tensor | None = None
+        if attention and found.attentions is not None:
+            row = found.attentions[-1][:, :, 0].float().mean(1)[:, -count:].detach()
         return found.last_hidden_state[:, 0], found.last_hidden_state[:, -count:], row
 
     def image_tokens(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,13 +164,12 @@ class VisionLanguageModel(nn.Module):
         image_cls, patches, _ = self._read_image(image, attention=False)
         return image_cls, patches.transpose(1, 2).reshape(*patches.shape[::2], image.shape[-2] // self.patch, -1)
 
-    def encode_image(self, image: Tensor) -> Tokens:
-        """CLS and patches after their heads, (B, D) and (B, N, D), for images (B, 3, H, W)."""
+    def read_image(self, image: Tensor) -> RawTokens:
+        """What the image encoder says of images (B, 3, H, W); patches weigh alike where it has no attention."""
         image_cls, patches, importance = self._read_image(image, attention=True)
-        mask = torch.ones(patches.shape[:2], dtype=torch.bool, device=patches.device)
         if importance is None:
-            importance = mask.float()
-        return Tokens(_unit(self.image_head(image_cls)), _unit(self.patch_head(patches)), mask, importance)
+            importance = torch.ones(patches.shape[:2], device=patches.device)
+        return RawTokens(image_cls, patches, importance)
 
     def embed_image(self, image: Tensor) -> Tensor:
         """Global image embedding, (B, D), L2-normalised, float32."""
@@ -155,17 +206,16 @@ class VisionLanguageModel(nn.Module):
         """
         return tokenise(self.tokenizer, [*map(self._own_words, texts)], self.longest_text)
 
-    def encode_text(self, texts: TokenisedTexts) -> Tokens:
-        """CLS and words after their heads, (U, D) and (U, T, D); a word is the sum of its sub-words."""
+    def read_text(self, texts: TokenisedTexts) -> RawTokens:
+        """What the text encoder says of texts."""
         found = self.text_encoder(input_ids=texts.ids, attention_mask=texts.attended, output_attentions=True)
-        hidden, mask = found.last_hidden_state, texts.words >= 0
-        place = torch.where(texts.word_of < 0, mask.shape[1], texts.word_of)
-        summed = hidden.new_zeros(len(hidden), mask.shape[1] + 1, hidden.shape[2])
+        hidden, width = found.last_hidden_state, texts.words.shape[1]
+        place = torch.where(texts.word_of < 0, width, texts.word_of)
+        summed = hidden.new_zeros(len(hidden), width + 1, hidden.shape[2])
         summed = summed.scatter_add(1, place[..., None].expand_as(hidden), hidden)[:, :-1]
         row = found.attentions[-1][:, :, 0].float().mean(1).detach()
-        importance = row.new_zeros(len(row), mask.shape[1] + 1).scatter_add(1, place, row)[:, :-1]
-        words = _unit(self.word_head(summed)) * mask[..., None]
-        return Tokens(_unit(self.text_head(hidden[:, 0])), words, mask, importance)
+        importance = row.new_zeros(len(row), width + 1).scatter_add(1, place, row)[:, :-1]
+        return RawTokens(hidden[:, 0], summed, importance)
 
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """Global text embedding t, (B, D), L2-normalised, float32; equal texts are encoded once.

@@ -83,6 +83,7 @@ class Fingerprint(Facts):
     labelled: int = Field(ge=1)
     unlabelled: int = Field(ge=0)
     minutes: float = Field(gt=0, description="what the person gives to the training")
+    known_widths: tuple[int, ...] = Field((), description="of the network that the run goes on from, if any")
     machine: Machine = Field(default_factory=Machine)
 
     @property

@@ -39,6 +39,8 @@ _FEW_PARTS_FROM = 3
 _FEWEST_PIXELS = 8
 _TWO_PHASES_FROM = 50_000
 _SPREAD = 10.0
+_OUTGROWN = 10
+"""Times the patches that are enough for a new network: with so many, one of full width begins anew."""
 
 
 @dataclass
@@ -205,7 +207,7 @@ def _fit_to_the_minutes(draft: _Draft) -> None:
     then the spacing doubles."""
     facts = draft.facts
     enough = _TWO_PHASES_FROM if _has_others(facts) else ENOUGH_PATCHES
-    if draft.patches >= enough or draft.dimensions == 3:
+    if draft.dimensions == 3 or _keeps_widths(draft) or draft.patches >= enough:
         return
     while draft.patches < enough and draft.widths[0] > 16:
         narrower = draft.widths[0] - 8
@@ -214,6 +216,19 @@ def _fit_to_the_minutes(draft: _Draft) -> None:
     draft.say("width", f"{draft.widths[0]}–{draft.widths[-1]}", why)
     _shrink_patch(draft)
     _coarsen(draft)
+
+
+def _keeps_widths(draft: _Draft) -> bool:
+    """Whether the network is the one that the run goes on from: it needs fewer patches than a new one."""
+    own, before = draft.facts.known_widths, draft.widths
+    if not own or draft.facts.machine.device == "cuda" or own[0] > before[0]:
+        return False
+    draft.widths = own
+    if draft.patches < FEWEST_PATCHES or (own[0] < before[0] and draft.patches > _OUTGROWN * ENOUGH_PATCHES):
+        draft.widths = before
+        return False
+    draft.say("width", f"{own[0]}–{own[-1]}", "as in the model that the training goes on from")
+    return True
 
 
 def _see_whether_structures_fit(draft: _Draft) -> None:
