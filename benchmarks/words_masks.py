@@ -46,6 +46,7 @@ from amvlm.models import AmvlmModel, ModelCard, VisionLanguageModel, build_gener
 from amvlm.planning import Fingerprint, Machine, Plan, make_plan
 from amvlm.store import Case, LabelStore
 from amvlm.store.runs import RunFolder
+from amvlm.text import normalise_caption
 from amvlm.text.wordings import held_out, taught
 
 ARMS = {"tiny": ("tiny", False), "tiny-words": ("tiny", True), "minilm": ("minilm", False), "words": ("minilm", True)}
@@ -170,7 +171,7 @@ def _prompts(store: LabelStore, rows: Sequence[Row]) -> Iterator[tuple[str, str,
 def _measured(store: LabelStore, model: AmvlmModel, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
     """For every prompt: Dice of the network alone and as delivered, or whether their masks are empty."""
     prompts = list(_prompts(store, rows))
-    secret = {prompt for group, prompt, _ in prompts if group.endswith("held out")}
+    secret = {normalise_caption(prompt) for group, prompt, _ in prompts if group.endswith("held out")}
     structures = store.structures()
     assert not secret & {text for s in structures for text in taught(s, structures, 64)}
     assert {text for text in secret if text.isascii()} <= held_out()
