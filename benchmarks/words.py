@@ -1,8 +1,8 @@
-"""What prompts are read as: python benchmarks/words.py
+"""What prompts are read as: python benchmarks/words.py; their masks: python benchmarks/words.py masks TASK04 WORK
 
-The wordings of ``words.csv``, in ten classes and for five studies, are read by rule. "reads as" holds the structure,
+The wordings of ``words.csv``, in ten classes and for six studies, are read by rule. "reads as" holds the structure,
 or for captions the caption itself; an empty cell asks for a refusal. Half of each class is held out: it is scored, and
-its failures are shown, only with ``--held-out``.
+its failures are shown, only with ``--held-out``. ``masks`` is in words_masks.py.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import compress, product
 from pathlib import Path
+
+import words_masks
 
 from amvlm.text.places import LEVELS, canonical_caption
 from amvlm.text.read import ReadPrompt, read_prompt
@@ -26,6 +28,7 @@ lung_lower_lobe_right esophagus trachea small_bowel duodenum colon urinary_bladd
 portal_vein_and_splenic_vein vertebrae_L1 vertebrae_L2 vertebrae_T12""")
 STUDIES = {
     "hippocampus": (Known("anterior hippocampus", ("Anterior",)), Known("posterior hippocampus", ("Posterior",))),
+    "parts": (Known("anterior hippocampus"), Known("posterior hippocampus"), Known("whole hippocampus")),
     "chest": (Known("pulmonary infection"),),
     "cardiac": (Known("right ventricle"), Known("myocardium"), Known("left ventricle")),
     "abdomen": tuple(map(Known, sorted(ABDOMEN))),
@@ -75,9 +78,19 @@ def wordings() -> list[Wording]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--held-out", action="store_true", help="score the held-out half and show its failures")
-    split = "held out" if parser.parse_args().held_out else "develop"
+    commands = parser.add_subparsers(dest="command")
+    words_masks.add_arguments(commands.add_parser("masks", help="train on hippocampi and measure masks by wording"))
+    given = parser.parse_args()
+    if given.command == "masks":
+        words_masks.run(given, [w for w in wordings() if w.study == "parts"])
+    else:
+        score("held out" if given.held_out else "develop")
+
+
+def score(split: str) -> None:
+    """Print how many prompts of a half are read as the table says, by class, and which are not."""
     right: Counter[str] = Counter()
     total: Counter[str] = Counter()
     guesses = 0

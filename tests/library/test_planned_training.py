@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from amvlm.cli import main
 from amvlm.config import PlannedTextSettings, TrainSettings
@@ -18,12 +19,13 @@ from amvlm.events import AnyEvent, Finished, Note, Progress, Validation
 from amvlm.imaging import Volume
 from amvlm.imaging.regrid import grid_shape, resampled, resampled_labels
 from amvlm.inference import Session, find_model
-from amvlm.learning import RunFolder, train
+from amvlm.learning import RunFolder, planned_opening, planned_text, train
 from amvlm.learning.before import dices_before
 from amvlm.learning.fitting import patch_loss, pseudo_labelled
 from amvlm.learning.going_on import known_text, start_student, widths_to_keep
 from amvlm.learning.patches import PatchSampler, PreparedCase, affine_moves, augmented, moved, plain
 from amvlm.learning.prepared import PreparedStudy
+from amvlm.learning.runtime import Clock
 from amvlm.learning.study import open_study
 from amvlm.losses import masked_dice_bce
 from amvlm.losses.exclusive import exclusive_dice_ce, structure_logits
@@ -350,15 +352,15 @@ def validated_store(sample_store: LabelStore) -> LabelStore:
 
 
 def _train(
-    store: LabelStore, model: AmvlmModel, run: str, broken: bool = False, resume: bool = False
+    store: LabelStore, model: AmvlmModel, run: str, broken: str = "", resume: bool = False
 ) -> list[AnyEvent]:
-    """Train by minutes; ``broken`` ends, as a kill would, after the first checkpoint."""
+    """Train by minutes; ``broken`` ends, as a kill would, after the first checkpoint of that stage."""
     settings = TrainSettings(minutes=1, batch_size=4, threads=1, precision="fp32", checkpoint_every=3, device="cpu")
     events: list[AnyEvent] = []
     with RunFolder(store.folder / "runs" / run) as folder:
         for event in train(store, model, settings, folder, run, resume=resume):
             events.append(event)
-            if broken and any((folder.path / "student").glob("checkpoint-*")):
+            if broken and any((folder.path / broken).glob("checkpoint-*")):
                 break
     return events
 
@@ -431,7 +433,7 @@ def test_a_run_broken_off_goes_on_to_the_same_bytes(
     sample_store, model = validated_store, build_model()
     events = _train(sample_store, model, "whole")
     assert any(isinstance(e, Progress) and e.stage == "training on all scans" for e in events)
-    _train(sample_store, model, "broken", broken=True)
+    _train(sample_store, model, "broken", broken="student")
     _train(sample_store, model, "broken", resume=True)
     whole, broken = (
         (sample_store.folder / "models" / name / "model.safetensors").read_bytes() for name in ("whole", "broken")
@@ -471,7 +473,7 @@ def test_a_run_that_goes_on_repeats_bit_for_bit_after_a_break(
     _train(validated_store, build_model(), "first")
     base = AmvlmModel.load(validated_store.folder / "models" / "first")
     _train(validated_store, base, "whole")
-    _train(validated_store, base, "broken", broken=True)
+    _train(validated_store, base, "broken", broken="student")
     _train(validated_store, base, "broken", resume=True)
     first, whole, broken = (
         (validated_store.folder / "models" / name / "model.safetensors").read_bytes()
@@ -493,3 +495,51 @@ def test_a_structure_keeps_its_channels_among_others(build_model: Callable[..., 
         old, new = before(image), after(image)
     assert torch.allclose(new[:, 1:], old[:, [2, 0]], atol=1e-6)
     assert float(new[:, 0].abs().max()) == 0
+
+
+def test_a_run_broken_off_in_the_text_stage_goes_on_to_the_same_bytes(
+    validated_store: LabelStore, build_model: Callable[..., AmvlmModel], quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planned_opening, "text_steps", lambda *_: 7)
+    monkeypatch.setattr(planned_text, "Clock", _EveryStep)
+    model = build_model()
+    _train(validated_store, model, "whole")
+    events = _train(validated_store, model, "broken", broken="text")
+    assert isinstance(events[-1], Progress)
+    assert (events[-1].stage, events[-1].step) == ("teaching the text mask", 4)
+    _train(validated_store, model, "broken", resume=True)
+    whole, broken = (
+        (validated_store.folder / "models" / name / "model.safetensors").read_bytes() for name in ("whole", "broken")
+    )
+    assert whole == broken
+
+
+class _EveryStep(Clock):
+    """Progress at every step."""
+
+    def due(self) -> bool:
+        return True
+
+
+def test_a_text_batch_that_memory_does_not_hold_goes_through_in_parts(
+    validated_store: LabelStore, build_model: Callable[..., AmvlmModel], quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, forward = list[int](), PlannedFilmUNet.forward
+
+    def small(self: PlannedFilmUNet, image: Tensor, *others: object) -> Tensor:
+        if self.training:
+            seen.append(len(image))
+            if len(image) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, image, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PlannedFilmUNet, "forward", small)
+    assert isinstance(_train(validated_store, build_model(), "small")[-1], Finished)
+    assert seen == [4, 2, 2, 2, 2]
+    monkeypatch.setattr(PlannedFilmUNet, "forward", _full)
+    with pytest.raises(UserError, match="does not hold one patch"):
+        _train(validated_store, build_model(), "none")
+
+
+def _full(*_: object) -> Tensor:
+    raise torch.OutOfMemoryError("CUDA out of memory")

@@ -15,6 +15,7 @@ from numpy.random import Generator as Rng
 from torch import Tensor
 
 from amvlm.config import TrainSettings
+from amvlm.errors import UserError
 from amvlm.events import AnyEvent, Note, Progress
 from amvlm.learning.calibration import CaseLogits
 from amvlm.learning.checkpoint import checkpoints, load_checkpoint, save_checkpoint
@@ -56,6 +57,7 @@ class PlannedText:
     calibration: Calibration = "uncalibrated"
     expected_dice: list[ExpectedDice | None] = field(default_factory=list)
     dices: dict[str, dict[str, float]] = field(default_factory=dict)
+    batch_parts: int = 1
 
     @classmethod
     def fresh(
@@ -133,11 +135,8 @@ def teach_text(
             break
         batch = drawn(context, text, sampler, settings, step)
         network.train()
-        with context.accelerator.autocast():
-            logits = network(batch.image, batch.patches, text.embeddings[batch.text])
-        loss = masked_dice_bce(logits, batch.masks, torch.ones_like(batch.masks[:, :, 0, 0]))
-        context.optimise(loss, [network], optimiser, settings, step, steps)
-        losses = {"L_text_generator": loss.detach()}
+        losses = {"L_text_generator": _gradients(context, text, batch, optimiser)}
+        context.update([network], optimiser, settings, step, steps)
         watch.see(step, losses, batch.case_ids)
         means.add(losses)
         last = step + 1 == steps
@@ -156,6 +155,41 @@ def teach_text(
         yield Note(level="warning", text="Stopped before the text mask learned anything: do not use it.")
 
 
+def _gradients(context: Context, text: PlannedText, batch: TextBatch, optimiser: torch.optim.Optimizer) -> Tensor:
+    """Gradients of a batch; returns its loss. Where a GPU's memory does not hold it, it goes through in parts.
+
+    Raises
+    ------
+    UserError
+        If the memory does not hold a single patch.
+    """
+    while True:
+        try:
+            optimiser.zero_grad()
+            return _summed_gradients(context, text, batch)
+        except torch.OutOfMemoryError as error:
+            if len(batch.image) < 2 * text.batch_parts:
+                raise UserError(
+                    "the GPU's memory does not hold one patch of the text mask's network",
+                    remedy="Choose --device cpu, or end what else runs on the GPU; go on with --resume.",
+                ) from error
+            text.batch_parts *= 2
+            torch.cuda.empty_cache()
+
+
+def _summed_gradients(context: Context, text: PlannedText, batch: TextBatch) -> Tensor:
+    total = torch.zeros((), device=batch.image.device)
+    rows = torch.arange(len(batch.image)).chunk(text.batch_parts)
+    for own in rows:
+        part = batch.part(slice(int(own[0]), int(own[-1]) + 1))
+        with context.accelerator.autocast():
+            logits = text.network(part.image, part.patches, text.embeddings[part.text])
+        loss = masked_dice_bce(logits, part.masks, torch.ones_like(part.masks[:, :, 0, 0])) / len(rows)
+        context.accelerator.backward(loss)
+        total += loss.detach()
+    return total
+
+
 class TextBatch(NamedTuple):
     """Patches, each with a text and what it names: ``image`` (B, inputs, H, W), ``masks`` (B, 1, H, W), ``text`` (B,),
     rows of the text table."""
@@ -165,6 +199,11 @@ class TextBatch(NamedTuple):
     masks: Tensor
     patches: PatchFeatures | None
     text: Tensor
+
+    def part(self, rows: slice) -> TextBatch:
+        """Some of the samples."""
+        patches = None if self.patches is None else PatchFeatures(*(field[rows] for field in self.patches))
+        return TextBatch(self.case_ids[rows], self.image[rows], self.masks[rows], patches, self.text[rows])
 
 
 def drawn(
