@@ -84,8 +84,9 @@ def base(work: Path, seed: int, given: argparse.Namespace) -> None:
     """The vision-language model, without any mask."""
     store = Some(work / "qata-0")
     settings = PretrainSettings(
-        preset="locked", steps=given.steps, generator_steps=0, seed=seed, precision="fp32", threads=1, device="cpu"
-    )
+        preset="locked", steps=given.steps, generator_steps=0, seed=seed, precision="fp32", threads=1, device="cpu",
+        patience=10**6, validate_every=given.steps // 6,
+    )  # fmt: skip
     for event in pretrain(store, settings, RunFolder.new(store.folder), f"locked-{seed}"):
         if isinstance(event, Note) or (isinstance(event, Progress) and "validation" in event.losses):
             print(round(time.process_time()), "CPU s:", event, flush=True)
