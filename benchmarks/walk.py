@@ -22,27 +22,25 @@ from qtpy.QtWidgets import QAbstractButton
 
 from napari_amvlm.demo import settle, wait_until
 from napari_amvlm.layers import LABEL, PREDICTION, TEXT_MASK
-from napari_amvlm.widgets import ReviewPseudoLabels, SegmentWithText, Train
+
+PANELS = {"segment": "Segment with text", "review": "Review pseudo-labels", "train": "Train"}
 
 
 class Walk:
     """A window, and hands that count what they do."""
 
-    def __init__(self, pictures: Path) -> None:
+    def __init__(self, pictures: Path, size: tuple[int, int] = (1640, 1000), theme: str = "dark") -> None:
         self.pictures = pictures
         pictures.mkdir(parents=True, exist_ok=True)
         self.viewer = napari.Viewer(title="napari-amvlm", show=True)
         self.window = self.viewer.window._qt_window
-        self.window.resize(1640, 1000)
-        self.prompt = SegmentWithText(self.viewer)
+        self.window.resize(*size)
+        self.viewer.theme = theme
+        open_panel = self.viewer.window.add_plugin_dock_widget  # what the menu calls
+        opened = {name: open_panel("napari-amvlm", title) for name, title in PANELS.items()}
+        self.docks = {name: dock for name, (dock, _) in opened.items()}
+        self.prompt, self.review, self.train = (opened[name][1] for name in PANELS)
         self.controller = self.prompt.controller
-        self.review, self.train = ReviewPseudoLabels(self.viewer), Train(self.viewer)
-        dock = self.viewer.window.add_dock_widget
-        self.docks = {
-            "segment": dock(self.prompt, name="Segment with text"),
-            "review": dock(self.review, name="Review pseudo-labels", tabify=True),
-            "train": dock(self.train, name="Train", tabify=True),
-        }
         settle(0.5)
         self.docks["segment"].raise_()
         self.actions = 0
@@ -57,7 +55,8 @@ class Walk:
         self.actions += 1
 
     def key(self, key: Any, widget: Any = None, modifier: Any = Qt.KeyboardModifier.NoModifier) -> None:
-        QTest.keyClick(widget or self.canvas, key, modifier)
+        """A key to a widget, else to the one that has the focus."""
+        QTest.keyClick(widget or self.window.focusWidget() or self.canvas, key, modifier)
         self.actions += 1
 
     def type(self, text: str) -> None:
@@ -150,12 +149,10 @@ def sample(walk: Walk, study: Path) -> None:
     walk.counted("first case, with every tool tried", before)
     walk.shoot("accepted-and-next")
     start = walk.actions
-    walk.key(Qt.Key.Key_Return, prompt.prompt)
-    walk.idle()
-    case_id = controller.open_case_id
+    case_id = controller.open_case_id  # it came prompted
     walk.key(Qt.Key.Key_A)
     wait_until(lambda: controller.open_case_id != case_id and not controller.worker.busy, "accepting")
-    walk.counted("a case whose mask is right: prompt, accept", start)
+    walk.counted("a case whose mask is right: accept", start)
     walk.type("posterior hippocampus")
     walk.key(Qt.Key.Key_Return, prompt.prompt, Qt.KeyboardModifier.ShiftModifier)
     QTest.keyClicks(prompt.prompt, "anterior hippocampus")
@@ -220,7 +217,7 @@ def review(walk: Walk) -> None:
     order.activated.emit(order.currentIndex())
     walk.actions += 2
     walk.shoot("graded")
-    walk.review.queue.setCurrentCell(0, 0)
+    walk.review.queue.select(0)
     walk.key(Qt.Key.Key_Return, walk.review.queue)
     walk.idle()
     walk.counted("grade all cases and open the worst", start)
@@ -241,7 +238,7 @@ def review(walk: Walk) -> None:
     walk.shoot("two-readers")
     walk.click(walk.review, "Close difference")
     walk.review.history.selectRow(1)
-    walk.click(walk.review, "Bring back")
+    walk.click(walk.review, "Restore")
     walk.idle()
     walk.shoot("brought-back")
 
@@ -301,10 +298,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", type=Path)
     parser.add_argument("--scans", type=Path)
+    parser.add_argument("--size", type=int, nargs=2, default=(1640, 1000), help="of the window, in pixels")
+    parser.add_argument("--theme", choices=("dark", "light"), default="dark")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="amvlm-walk-") as temporary:
         os.environ["XDG_DATA_HOME"] = temporary
-        walk = Walk(given.pictures)
+        walk = Walk(given.pictures, tuple(given.size), given.theme)
         sample(walk, Path(temporary) / "study")
         if given.scans:
             scans(walk, given.scans)

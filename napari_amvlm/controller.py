@@ -1,4 +1,4 @@
-"""Wires panels to worker, layers and store. One controller for each viewer."""
+"""Builds everything for one viewer, connects panels and features, and says what happened."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from qtpy.QtCore import QObject, QTimer
 
 from amvlm.store import LabelStore
 from amvlm.store.names import original_names
-from napari_amvlm import wording
+from napari_amvlm import napari_bridge, wording
 from napari_amvlm.correcting import Correcting
-from napari_amvlm.engine import Engine, OpenCase
+from napari_amvlm.engine import Engine
+from napari_amvlm.guests import Guests
 from napari_amvlm.jobs import Job, Worker
 from napari_amvlm.judging import Judging
 from napari_amvlm.keys import FURTHER_KEYS, KEYS
-from napari_amvlm.layers import LABEL, CaseLayers
+from napari_amvlm.layers import CaseLayers
+from napari_amvlm.opening import Opening
+from napari_amvlm.overview import Overview
 from napari_amvlm.panels.parts import show_table
 from napari_amvlm.prompting import Prompting
 from napari_amvlm.reviewing import Reviewing
@@ -25,11 +28,13 @@ from napari_amvlm.structures import Structures
 from napari_amvlm.studies import Studies
 from napari_amvlm.training_controller import TrainingController
 from napari_amvlm.viewing import Viewing
+from napari_amvlm.workspace import Workspace
 from napari_amvlm.your_label import YourLabel
 
 if TYPE_CHECKING:
     import napari
 
+    from napari_amvlm.panels.parts import Panel
     from napari_amvlm.panels.prompt import PromptPanel
     from napari_amvlm.panels.review import ReviewPanel
     from napari_amvlm.panels.train import TrainPanel
@@ -53,14 +58,14 @@ class Controller(QObject):
         self._viewer = weakref.ref(viewer)  # the viewer owns us, not the other way round
         self.worker = Worker()
         self.engine = Engine()
-        self.store: LabelStore | None = None
-        self.layers: CaseLayers | None = None
-        self.structure = ""
-        self.case_asked_for = ""
+        self.workspace = Workspace(self)
         self.panel: PromptPanel | None = None
         self._failure = ""
-        self.is_side_by_side = True
+        self._notice = ("", False)
+        self._offer: tuple[str, str, str] | None = None
         self._offered: Callable[[], None] = lambda: None
+        self.opening = Opening(self)
+        self.overview = Overview(self)
         self.studies = Studies(self)
         self.structures = Structures(self)
         self.viewing = Viewing(self)
@@ -70,10 +75,13 @@ class Controller(QObject):
         self.judging = Judging(self)
         self.training = TrainingController(self)
         self.reviewing = Reviewing(self)
+        self.guests = Guests(self)
         for key in KEYS:
             viewer.bind_key(key, self._key(key), overwrite=True)
-        window = getattr(viewer.window, "_qt_window", None)
-        if window is not None:
+        viewer.events.theme.connect(self._use_theme)
+        self.workspace.study_changed.connect(self.slot(self._study_changed))
+        self.workspace.busy_changed.connect(self._show_busy)
+        if (window := self.window) is not None:
             window.destroyed.connect(self.close)
             window.installEventFilter(self)
 
@@ -105,7 +113,7 @@ class Controller(QObject):
     def _close_with_window(self) -> None:
         """After the window had its say: it may have refused to close."""
         viewer = self._viewer()
-        window = getattr(viewer.window, "_qt_window", None) if viewer is not None else None
+        window = napari_bridge.main_window(viewer) if viewer is not None else None
         if window is None or not window.isVisible():
             self.close()
 
@@ -118,14 +126,40 @@ class Controller(QObject):
         self.label.close()
         self.worker.close()
         self.engine.close()
-        self.layers = self.panel = None
+        self.panel = None
+        self.workspace.show(None)
+
+    # -- what the window is about -----------------------------------------------------------------------------
+
+    @property
+    def store(self) -> LabelStore | None:
+        return self.workspace.store
+
+    @property
+    def layers(self) -> CaseLayers | None:
+        return self.workspace.layers
+
+    @property
+    def structure(self) -> str:
+        return self.workspace.structure
+
+    @property
+    def open_case_id(self) -> str:
+        return self.workspace.case_id
+
+    def _study_changed(self) -> None:
+        self._notice, self._offer = ("", False), None
+        if self.panel is not None:
+            self.panel.forget_prompts()
+        self.studies.list_recent()
+        self.training.study_changed()
+        self.reviewing.study_changed()
 
     # -- panels -----------------------------------------------------------------------------------------------
 
-    def attach_prompt_panel(self, panel: PromptPanel) -> None:
-        """Connect a panel's signals; the newest panel is the one that is shown to."""
-        self.panel = panel
-        wires = (
+    def _wires(self, panel: PromptPanel) -> tuple[tuple[Any, Callable[..., Any]], ...]:
+        """What each signal of the panel asks for."""
+        return (
             (panel.open_scan_requested, self.studies.ask_for_scan),
             (panel.open_folder_requested, self.studies.ask_for_dicom_folder),
             (panel.open_study_requested, self.studies.ask_for_study),
@@ -133,12 +167,13 @@ class Controller(QObject):
             (panel.add_scans_requested, self.studies.ask_for_more_scans),
             (panel.export_requested, self.studies.ask_for_export),
             (panel.sample_requested, self.studies.open_sample),
-            (panel.case_chosen, self.open_case),
+            (panel.case_chosen, self.opening.open_case),
             (panel.structure_chosen, self.structures.choose),
             (panel.new_structure_requested, self.studies.ask_for_structure),
-            (panel.prompt_submitted, self.prompting.run),
+            (panel.prompt_submitted, self._run),
+            (panel.left, self.focus_scan),
             (panel.cancel_requested, self.prompting.cancel),
-            (panel.model_chosen, self.prompting.choose_model),
+            (panel.model_chosen, self.workspace.use),
             (panel.threshold_changed, self.prompting.apply_threshold),
             (panel.threshold_released, self.label.follow),
             (panel.plane_chosen, self.viewing.show_plane),
@@ -148,48 +183,100 @@ class Controller(QObject):
             (panel.offer_taken, self._take_offer),
             (panel.keys_requested, self.show_keys),
             (panel.start_requested, self.label.start_from),
+            (panel.layer_start_requested, self.guests.start_from),
+            (panel.recent_chosen, self.studies.open_recent),
+            (panel.rename_requested, self.studies.ask_for_new_name),
             (panel.view_chosen, self.show_side_by_side),
             (panel.accepted, self.judging.accept),
             (panel.absent_marked, self.judging.mark_absent),
             (panel.skipped, self.judging.skip),
             (panel.label_undone, self.judging.undo),
         )
-        for signal, method in wires:
+
+    def attach_prompt_panel(self, panel: PromptPanel) -> None:
+        """Connect a panel's signals; the newest panel is the one that is shown to."""
+        self.panel = panel
+        for signal, method in self._wires(panel):
             signal.connect(self.slot(method))
+        self._settle(panel, self._prompt_panel_gone)
         panel.show_idle()
+        panel.show_threshold(self.workspace.threshold)
+        if self.store is not None:
+            panel.show_study_open()
+        self.opening.show_again()
+        panel.show_notice(*self._notice)
+        if self._offer is not None:
+            panel.show_offer(*self._offer)
+        self.studies.list_recent()
+        self.guests.look()
         self.refresh_lists()
 
     def attach_review_panel(self, panel: ReviewPanel) -> None:
+        self._settle(panel, self.reviewing.detach)
         self.reviewing.attach(panel)
 
     def attach_train_panel(self, panel: TrainPanel) -> None:
+        self._settle(panel, self.training.detach)
         self.training.attach(panel)
 
+    def _settle(self, panel: Panel, gone: Callable[[Panel], None]) -> None:
+        """One dock with a tab for each panel, in the window's colours; closed, a panel is forgotten."""
+        soon = QTimer(panel)  # napari puts the panel into a dock after it was made
+        soon.setSingleShot(True)
+        soon.timeout.connect(self.slot(lambda: napari_bridge.tab_together(self.viewer, panel, self._panels())))
+        soon.start(0)
+        panel.use_theme(napari_bridge.is_light(self.viewer))
+        panel.destroyed.connect(lambda: gone(panel))
+
+    def _panels(self) -> list[Any]:
+        panels = (self.panel, self.reviewing.panel, self.training.panel)
+        return [panel for panel in panels if panel is not None]
+
+    def _use_theme(self, _: Any = None) -> None:
+        light = napari_bridge.is_light(self.viewer)
+        for panel in self._panels():
+            panel.use_theme(light)
+        self.viewing.use_theme()
+
+    def _prompt_panel_gone(self, panel: Panel) -> None:
+        if self.panel is panel:
+            self.panel = None
+
+    def _run(self, text: str) -> None:
+        self.focus_scan()
+        self.notice("")
+        self.prompting.run(text)
+
     def notice(self, text: str, warning: bool = False) -> None:
+        """One sentence above the form; names of cases stand for their ids."""
         self._failure = ""
+        self._notice = (wording.named(text, self.titles()) if "case-" in text else text, warning)
         if self.panel is not None:
-            self.panel.show_notice(text, warning)
+            self.panel.show_notice(*self._notice)
 
     def offer(self, text: str, action: str, tip: str, then: Callable[[], None]) -> None:
         """Offer something on a button of the panel; only the newest offer stands."""
-        self._offered = then
+        self._offered, self._offer = then, (text, action, tip)
         if self.panel is not None:
             self.panel.show_offer(text, action, tip)
 
+    def withdraw_offer(self) -> None:
+        """What was offered is of no use any more."""
+        self._offer = None
+        if self.panel is not None:
+            self.panel.hide_offer()
+
     def _take_offer(self) -> None:
+        self._offer = None
         self._offered()
 
     def fail(self, text: str, once: bool = False) -> None:
         """Say what went wrong; what runs by itself says the same thing ``once``, until something else was said."""
         if once and text == self._failure:
             return
-        self.judging.failed()
-        if self.panel is not None:
-            self.panel.show_idle()
-            self.panel.enable_judging(True)
         self.notice(text, warning=True)
         self._failure = text
-        show_error(wording.unmarked(text))
+        show_error(wording.unmarked(self._notice[0]))
 
     def guard(self, call: Callable[[], Any], once: bool = False) -> Any:
         """Run what a person or a timer asked for; an error becomes a sentence, and None is returned."""
@@ -209,134 +296,18 @@ class Controller(QObject):
 
         return called
 
-    # -- cases ------------------------------------------------------------------------------------------------
-
-    def open_case(self, case_id: str) -> None:
-        """Open a case of the study; unsaved work of the one before is kept as a draft."""
-        if self.store is None:
-            return
-        self.case_asked_for = case_id
-        self.leave_case()
-        store, structure = self.store, self.structure  # leaving may have named it
-        title = self.titles().get(case_id, case_id)
-        self.submit(
-            lambda: self.engine.open_case(store, case_id, structure, title), on_result=self.show_case, text="Opening …"
-        )
-
     def titles(self) -> dict[str, str]:
         """Case id → the name of the file that the case came from, where this machine knows it."""
         names = original_names(self.store.store_id) if self.store is not None else {}
         return {case_id: wording.printable(name) for case_id, name in names.items()}
 
-    def show_case(self, opened: OpenCase) -> None:
-        """Put an opened scan on screen in the place of the one before."""
-        before = self.layers
-        self.leave_case()
-        if opened.case is None:
-            self.store = None
-            self.training.study_changed()
-            self.reviewing.study_changed()
-        if self.viewer.dims.ndisplay == 3:
-            self.viewer.dims.ndisplay = 2
-        self.correcting.stop()
-        self.layers = CaseLayers(self.viewer, opened, before, self.threshold)
-        self.case_asked_for = self.open_case_id
-        self.label.begin(opened.label)
-        self.label.watch(self.layers.labels[LABEL])
-        self.layers.side_by_side(self.is_side_by_side)
-        middle = [n // 2 for n in opened.ras.shape[:3]][::-1]
-        for axis, index in enumerate(middle):
-            self.viewer.dims.set_current_step(axis, index)
-        self.viewing.opened()
-        if self.layers.others:
-            self.draw_outlines()
-        if self.panel is not None:
-            self.panel.show_open(in_study=opened.case is not None)
-            self.panel.show_idle()
-        sentences = opened.notes
-        if opened.case is None:
-            sentences = [*sentences, "This scan is in no study: make one to keep labels."]
-        self.notice("\n".join(sentences), bool(opened.notes))
-        if not self.label.put_back() and opened.draft:
-            self.label.offer_to_discard()
-        self.refresh_lists()
-        self.reviewing.case_opened()
-        self.label.measure_soon()
-
-    def leave_case(self) -> None:
-        """Jobs of the open scan end; unsaved work is kept."""
-        if self.layers is None:
-            return
-        self.label.save_now()
-        self.worker.cancel_owned_by(self.layers.opened)
-
-    def next_case(self) -> None:
-        case_id = self.reviewing.next_to_judge()
-        if case_id is None:
-            self.tell("Every case is judged for this structure.")
-        else:
-            self.open_case(case_id)
+    def open_case(self, case_id: str) -> None:
+        self.opening.open_case(case_id)
 
     def refresh_lists(self) -> None:
-        """Cases, structures and models, as they are now."""
-        self.guard(self._refresh_lists, once=True)
-
-    def _refresh_lists(self) -> None:
-        store = self.store
-        self.prompting.list_models()
-        if self.panel is None or store is None:
-            return
-        names, states = self.titles(), store.states()
-        marks = {"accepted": "✓", "absent": "∅", "skipped": "↷", "rejected": "✕", "draft": "✎"}
-        rows = []
-        for case in store.cases():
-            mark = marks.get(states.get((case.case_id, self.structure), ""), "·")
-            rows.append((case.case_id, f"{mark}  {names.get(case.case_id, case.case_id)}  ({case.split})"))
-        judged = sum(states.get((case_id, self.structure)) in ("accepted", "absent") for case_id, _ in rows)
-        case = self.layers.opened.case if self.layers is not None else None
-        self.panel.show_cases(rows, case.case_id if case else "", judged)
-        structures = store.structures()
-        self.panel.show_structures([s.name for s in structures], self.structure)
-        self.panel.suggest_prompt({s.name: s.prompt for s in structures}, self.structure)
-        self.prompting.offer_completions()
-        self.reviewing.refresh()
-        self.show_state()
-
-    def show_state(self) -> None:
-        self.guard(self._show_state, once=True)
-
-    def _show_state(self) -> None:
-        case = self.layers.opened.case if self.layers is not None else None
-        if self.panel is None or self.store is None or case is None:
-            return
-        test = " This case is kept for testing and never trained on." if case.split == "test" else ""
-        structure = wording.printable(self.structure)
-        if not structure:
-            self.panel.show_state(f"This study has no structure yet: name the first one with New….{test}")
-            return
-        state = self.store.state(case.case_id, self.structure)
-        sentences = {
-            "unknown": f"{structure}: not judged yet.",
-            "draft": f"{structure}: work in progress, saved as a draft.",
-            "accepted": f"{structure}: accepted.",
-            "absent": f"{structure}: marked absent.",
-            "rejected": f"{structure}: rejected.",
-            "skipped": f"{structure}: skipped.",
-        }
-        self.panel.show_state(sentences.get(state, f"{structure}: {state}.") + test)
+        self.overview.refresh()
 
     # -- the view ---------------------------------------------------------------------------------------------
-
-    @property
-    def open_case_id(self) -> str:
-        """The id of the case on screen, or ""."""
-        case = self.layers.opened.case if self.layers is not None else None
-        return case.case_id if case is not None else ""
-
-    @property
-    def threshold(self) -> float:
-        """Probability from which a voxel belongs to a mask."""
-        return float(self.panel.threshold.value()) if self.panel is not None else 0.5
 
     def draw_outlines(self) -> None:
         """Other structures and disagreement, drawn anew in the worker."""
@@ -352,31 +323,44 @@ class Controller(QObject):
         self.worker.submit(Job(layers.outline_everywhere, owner=layers.opened, on_end=done))
 
     def show_side_by_side(self, on: bool) -> None:
-        self.is_side_by_side = on
-        self.viewing.masks_shown = True
-        if self.layers is not None and self.viewer.dims.ndisplay == 2:
-            self.layers.side_by_side(on)
+        """What the person chose: three views, or everything on one image."""
+        self.workspace.set_side_by_side(on)
+        self.viewing.arrange()
 
     def toggle_view(self) -> None:
-        self.show_side_by_side(not self.is_side_by_side)
+        self.show_side_by_side(not self.viewing.shows_three)
 
     def show_keys(self) -> Any:
         """List every key and mouse gesture of ours in one window."""
         ours = {key: words.removeprefix("AMVLM: ") for key, (words, _) in KEYS.items()}
         return show_table("Keys and mouse", {**ours, **FURTHER_KEYS}, self.window)
 
-    def submit(self, work: Any, *, on_result: Any, text: str, owner: object = None, on_choice: Any = None) -> None:
-        """Run something in the worker, with a bar that says what."""
-        if self.panel is not None:
-            self.panel.show_progress(0, 0, text)
+    def submit(self, work: Any, *, on_result: Any, text: str, owner: object = None, on_choice: Any = None) -> object:
+        """Run something in the worker, with a bar that says what; returns what :meth:`Workspace.go_on` wants."""
+        workspace, token = self.workspace, object()
 
-        def ended(_: bool) -> None:
-            if self.panel is not None and not self.worker.busy:
-                self.panel.show_idle()
+        def failed(sentence: str) -> None:
+            workspace.end(token)
+            self.fail(sentence)
 
+        def asked(question: Any) -> None:
+            workspace.end(token)
+            on_choice(question)
+
+        workspace.begin(text, token)
         self.worker.submit(
-            Job(work, owner=owner, on_result=on_result, on_end=ended, on_error=self.fail, on_choice=on_choice)
-        )
+            Job(work, owner=owner, on_result=on_result, on_end=lambda _: workspace.end(token), on_error=failed,
+                on_choice=asked if on_choice is not None else None)
+        )  # fmt: skip
+        return token
+
+    def _show_busy(self, done: int, total: int, text: str) -> None:
+        if self.panel is not None:
+            self.panel.show_progress(done, total, text) if text else self.panel.show_idle()
+
+    def focus_scan(self) -> None:
+        """Keys go to the scan from now on."""
+        napari_bridge.focus_canvas(self.viewer)
 
     def tell(self, text: str) -> None:
         show_info(wording.unmarked(text))
@@ -387,4 +371,4 @@ class Controller(QObject):
     @property
     def window(self) -> Any:
         """The main window, as the parent of another; None without one."""
-        return getattr(self.viewer.window, "_qt_window", None)
+        return napari_bridge.main_window(self.viewer)

@@ -10,9 +10,8 @@ from napari.layers.labels._labels_mouse_bindings import draw
 
 from amvlm.imaging import to_display
 from napari_amvlm.engine import Mask
-from napari_amvlm.jobs import Job
+from napari_amvlm.jobs import PROMPT, Job
 from napari_amvlm.layers import LABEL
-from napari_amvlm.prompting import KIND
 
 if TYPE_CHECKING:
     from napari.layers import Labels
@@ -114,7 +113,7 @@ class Correcting:
         controller, layers = self._controller, self._controller.layers
         if layers is None or not layers.present():
             return
-        if controller.judging.saving or controller.worker.has_job_of(layers.opened, KIND):
+        if controller.judging.saving or controller.worker.has_job_of(layers.opened, PROMPT):
             controller.notice("Wait until the prompt has finished, or cancel it.", True)
             return
         label, strokes = layers.masks[LABEL], controller.label.strokes

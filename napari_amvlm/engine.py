@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from amvlm.errors import UserError, printable
 from amvlm.imaging import Volume, obliquity_deg, read_volume, to_canonical, to_display, to_original
 from amvlm.store import Case, LabelStore, Revision
+from napari_amvlm.undoing import Judgement
 
 if TYPE_CHECKING:
     from amvlm.inference import Session
+    from amvlm.inference.session import SliceResult
 
 Mask = NDArray[np.uint8]
 
@@ -25,7 +27,8 @@ Mask = NDArray[np.uint8]
 class OpenCase:
     """A scan ready to show: ``ras`` is its canonical array; ``case`` is None outside a study.
 
-    ``others`` are the accepted masks of the scan's other structures (canonical), ``colours`` those of all structures.
+    ``others`` are the accepted masks of the scan's other structures (canonical), ``colours`` those of all structures,
+    ``reports`` what the study's captions say of the scan.
     """
 
     volume: Volume
@@ -38,6 +41,7 @@ class OpenCase:
     others: dict[str, Mask]
     colours: dict[str, str]
     problems: tuple[str, ...] = ()
+    reports: tuple[str, ...] = ()
 
     @property
     def notes(self) -> list[str]:
@@ -73,10 +77,32 @@ class Measures:
 
 
 @dataclass(frozen=True)
-class Guard:
+class PromptBegan:
+    """How a prompt was read, before its masks come.
+
+    Parameters
+    ----------
+    warnings : tuple of str
+        What to know about the words, the scan or the model.
+    axis : int
+        The canonical axis that the slices lie along.
+    predicts : bool
+        Whether there is a prediction beside the text mask.
+    fingerprint : str
+        Of the model.
+    """
+
+    warnings: tuple[str, ...]
+    axis: int
+    predicts: bool
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class PromptEnded:
     """What speaks against a prompt's masks, "" where nothing does; and whether one may become a label."""
 
-    sentence: str
+    doubt: str
     trusted: bool = True
 
 
@@ -146,7 +172,10 @@ class Engine:
                 except UserError as error:
                     problems.append(f"The outline of {printable(r.structure)} cannot be shown: {error}")
         colours = {s.name: s.colour for s in store.structures()}
-        yield _opened(volume, title, case, label, draft, others, colours, tuple(problems))
+        reports = tuple(text for _, text in store.captions().get(case_id, []))
+        yield replace(
+            _opened(volume, title, case, label, draft, others, colours, tuple(problems)), reports=reports
+        )
 
     def label_of(
         self, store: LabelStore, case: Case, structure: str, volume: Volume
@@ -165,7 +194,9 @@ class Engine:
                 label[:, :, index] = plane
         return label, bool(draft)
 
-    def segment(self, model: Path, volume: Volume, prompt: str, visible: tuple[int, ...]) -> Iterator[Any]:
+    def segment(
+        self, model: Path, volume: Volume, prompt: str, visible: tuple[int, ...]
+    ) -> Iterator[PromptBegan | SliceResult | PromptEnded]:
         """Yield what to know before, then results, the visible slice (one index per canonical axis) first.
 
         A prompt that the model does not understand gives empty masks and a sentence, not a guess.
@@ -176,18 +207,19 @@ class Engine:
         fingerprint, reading = self._model.fingerprint, self._model.card.read(prompt)
         if reading.refusal:
             learn = " Outline it in a few scans, then Train." if "not known here" in reading.refusal else ""
-            yield [reading.refusal + learn], session.axis, False, fingerprint
+            yield PromptBegan((reading.refusal + learn,), session.axis, False, fingerprint)
             yield session.nothing()
-            yield Guard("", trusted=False)
+            yield PromptEnded("", trusted=False)
             return
         words, predicts = reading.caption, session.prediction_of(reading.caption) is not None
-        yield [*filter(None, [reading.note]), *session.warnings(words)], session.axis, predicts, fingerprint
+        warnings = (*filter(None, [reading.note]), *session.warnings(words))
+        yield PromptBegan(warnings, session.axis, predicts, fingerprint)
         sides = SideCheck.of(session, reading)
         for result in session.segment(words, visible[session.axis]):
             sides.see(result)
             yield result
-        wrong_side = sides.sentence()
-        yield Guard(wrong_side or session.doubts(words), trusted=not wrong_side)
+        doubt = sides.sentence() or session.doubts(words)
+        yield PromptEnded(doubt, trusted=not doubt and not session.unread(words))
 
     def _open_session(self, model: Path, volume: Volume) -> Session:
         from amvlm.inference import Session
@@ -212,6 +244,19 @@ class Engine:
         """Keep a canonical label as a revision; yields its number once it cannot be lost."""
         stored = np.ascontiguousarray(to_original(label, volume))
         yield store.accept(case.case_id, structure, stored, **origin).revision_id
+
+    def take_back(
+        self, store: LabelStore, undone: Judgement, before: Revision | None, draft: dict[int, Mask]
+    ) -> Iterator[bool]:
+        """The mask of a judgement that was taken back is work in progress again, and what was painted on it since."""
+        case = store.case(undone.case_id)
+        slices: dict[int, Mask] = {}
+        if before is not None and before.kind == "accepted" and store.current(case.case_id, undone.structure) is None:
+            mask = store.read_mask(before)
+            slices = {int(k): mask[:, :, k] for k in np.flatnonzero(mask.any(axis=(0, 1)))}
+        if slices or draft:
+            store.save_draft(case.case_id, undone.structure, {**slices, **draft})
+        yield True
 
     def save_draft(self, store: LabelStore, case: Case, structure: str, label: Mask, volume: Volume) -> Iterator[bool]:
         """Autosave the slices that hold something or held something before."""

@@ -30,4 +30,4 @@ def settings_form(model: type[BaseModel], names: Sequence[str]) -> Container[Any
 
 def form_values(form: Container[Any]) -> dict[str, Any]:
     """Field name → value."""
-    return {str(widget.name): widget.value for widget in form}  # type: ignore[attr-defined]
+    return {str(widget.name): widget.value for widget in form}

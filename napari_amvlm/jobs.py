@@ -9,6 +9,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from qtpy.QtCore import QObject, Signal
@@ -16,6 +17,8 @@ from qtpy.QtCore import QObject, Signal
 from amvlm.errors import ChoiceNeeded
 from napari_amvlm.wording import sentence
 
+PROMPT = "prompt"
+"""The kind of jobs that change the masks on screen: nothing is judged or corrected meanwhile."""
 Work = Callable[[], Iterator[Any]]
 
 
@@ -80,11 +83,12 @@ class Worker(QObject):
         self._queue.put(job)
         return job
 
-    def cancel_owned_by(self, owner: object) -> None:
-        """Cancel every job bound to ``owner``."""
-        for job in self._pending:
-            if job.owner is owner:
-                job.cancel()
+    def cancel_owned_by(self, owner: object) -> bool:
+        """Cancel every job bound to ``owner``; False where there is none."""
+        owned = [job for job in self._pending if job.owner is owner and not job.cancelled.is_set()]
+        for job in owned:
+            job.cancel()
+        return bool(owned)
 
     def close(self, timeout: float = 2.0) -> None:
         """Cancel everything and end the thread; nothing is delivered any more."""
@@ -108,15 +112,15 @@ class Worker(QObject):
                         if close is not None:
                             close()
                         break
-                    self._send(job, lambda result=result: job.on_result(result))
+                    self._send(job, partial(job.on_result, result))
                     if job.polite:
                         self._let_pass()
             self._send(job, lambda: job.on_end(not job.cancelled.is_set()), last=True)
         except ChoiceNeeded as question:
             answer = job.on_choice or (lambda asked: job.on_error(str(asked)))
-            self._send(job, lambda question=question: answer(question), last=True)
+            self._send(job, partial(answer, question), last=True)
         except BaseException as error:  # noqa: BLE001 - whatever a job raises, an exit too, this thread must live on
-            self._send(job, lambda error=error: job.on_error(sentence(error)), last=True)
+            self._send(job, partial(job.on_error, sentence(error)), last=True)
 
     def tell(self, call: Callable[[], None]) -> None:
         """For a job's own use: call something in the window's thread, such as a sign of progress."""

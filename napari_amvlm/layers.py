@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 OPACITY = 0.55
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
-PLACEHOLDER = "amvlm_placeholder"
+PLACEHOLDER, OURS = "amvlm_placeholder", "amvlm_case"
 TEXT_MASK, PREDICTION, LABEL = "Text mask", "Prediction", "Your label"
 COLOURS = dict(zip((TEXT_MASK, PREDICTION, LABEL), MASK_COLOURS, strict=True))
 STRIDE = 3
@@ -69,6 +69,7 @@ class CaseLayers:
         self.outlines: list[Labels] = []
         self._twins: list[Any] = []
         self._areas: dict[int, NDArray[np.int64]] = {}
+        self.was_prompted = False  # whether a prompt ran to its end for the structure at hand
         self.predicts = False  # whether there is a prediction that the text mask could disagree with
         self.threshold = threshold
         if reuse is not None and not (reuse.present() and reuse.opened.ras.ndim == opened.ras.ndim):
@@ -93,7 +94,7 @@ class CaseLayers:
     @property
     def _common(self) -> dict[str, Any]:
         volume = self.opened.volume
-        metadata = {"amvlm": True, "affine": volume.affine, "sides_known": volume.sides_known}
+        metadata = {"amvlm": True, OURS: True, "affine": volume.affine, "sides_known": volume.sides_known}
         return {"scale": self.opened.spacing_mm[::-1], "metadata": metadata}
 
     @property
@@ -348,6 +349,21 @@ class CaseLayers:
     def present(self) -> bool:
         """False once the person removed one of the layers."""
         return all(layer in self._viewer.layers for layer in self.all)
+
+    def put_back(self) -> None:
+        """Show layers again that were removed from the list, at their places."""
+        for place, layer in enumerate(self.all):
+            if layer not in self._viewer.layers:
+                self._viewer.layers.insert(place, layer)
+        self.come_first()
+        self._viewer.layers.selection.active = self.labels[LABEL]
+
+    def come_first(self) -> None:
+        """Keep our layers first in the list, in order: napari fills the three views by a layer's place."""
+        layers = self._viewer.layers
+        for place, layer in enumerate(self.all):
+            if layers.index(layer) != place:
+                layers.move(layers.index(layer), place)
 
     def remove(self) -> None:
         for layer in [*self._twins, *self.all]:

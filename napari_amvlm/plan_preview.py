@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
-from qtpy.QtCore import QObject, QProcess, QProcessEnvironment, Signal
+from qtpy.QtCore import QObject, QProcess, QProcessEnvironment, QTimer, Signal
 
 from amvlm.children import child_environment, neutral_folder, python_command
 from amvlm.errors import UserError, printable
@@ -21,6 +21,8 @@ from amvlm.errors import UserError, printable
 if TYPE_CHECKING:
     from amvlm.planning import Fingerprint
 
+PAUSE_MS = 3000
+"""Without another change of a label, before the same study is measured again: it costs seconds of a processor."""
 _REFUSED = 2
 """Exit code of a command that a sentence refused; any other failure is no reason to keep Start from saying it."""
 _NO_ANSWER = "The study could not be measured; Start says why."
@@ -36,27 +38,46 @@ class Preview:
 
 
 class PlanPreview(QObject):
-    """Measures one study at a time; a new request ends the older one."""
+    """Measures one study at a time, once its labels rest; a new request ends the older one."""
 
     changed = Signal()
 
     def __init__(self, parent: QObject | None = None) -> None:
         super().__init__(parent)
         self._child: QProcess | None = None
+        self._ending: set[QProcess] = set()
+        self._study: Path | None = None
+        self._pause = QTimer(self)
+        self._pause.setSingleShot(True)
+        self._pause.timeout.connect(self._begin)
         self._asked: object = None
         self._facts: Fingerprint | None = None
         self._refusal, self._refused = "", False
 
     @property
     def measuring(self) -> bool:
-        return self._child is not None
+        return self._child is not None or self._pause.isActive()
 
     def measure(self, study: Path, state: object) -> None:
-        """Ask for a study; ``state`` stands for its labels: nothing happens while it is the one asked for before."""
+        """Ask for a study; ``state`` stands for its labels: nothing happens while it is the one asked for before.
+
+        A study that was not asked for before is measured at once, the same one after a pause; meanwhile the plan for
+        its older labels stays on show.
+        """
         if state == self._asked:
             return
+        again = study == self._study
+        facts = self._facts if again else None
         self.forget()
-        self._asked = state
+        self._asked, self._study, self._facts = state, study, facts
+        if again:
+            self._pause.start(PAUSE_MS)
+        else:
+            self._begin()
+
+    def _begin(self) -> None:
+        if self._study is None:
+            return
         child = QProcess(self)
         environment = QProcessEnvironment()
         for name, value in child_environment().items():
@@ -65,27 +86,33 @@ class PlanPreview(QObject):
         child.setWorkingDirectory(str(neutral_folder()))
         child.finished.connect(lambda code, *_: self._answered(child, code))
         child.errorOccurred.connect(lambda *_: self._answered(child, -1))
-        program, *arguments = python_command("amvlm", "plan", os.path.abspath(study), "--fingerprint")
+        program, *arguments = python_command("amvlm", "plan", os.path.abspath(self._study), "--fingerprint")
         self._child = child
         child.start(program, arguments)
         self.changed.emit()
 
     def forget(self) -> None:
-        """End what is being measured, and know nothing."""
+        """End what is being measured, without waiting for its end, and know nothing."""
+        self._pause.stop()
         child, self._child = self._child, None
-        self._asked, self._facts, self._refusal, self._refused = None, None, "", False
-        if child is not None:
+        self._asked, self._study, self._facts, self._refusal, self._refused = None, None, None, "", False
+        if child is not None and child.state() != QProcess.ProcessState.NotRunning:
+            self._ending.add(child)
             child.kill()
-            child.waitForFinished(2000)
-            child.deleteLater()
+
+    def _ended(self, child: QProcess) -> None:
+        self._ending.discard(child)
+        child.deleteLater()
 
     def _answered(self, child: QProcess, code: int) -> None:
         if child is not self._child:
+            self._ended(child)
             return
         from amvlm.planning import Fingerprint
 
         self._child = None
-        answer, words = (bytes(stream).decode("utf-8", "replace") for stream in
+        self._refusal, self._refused = "", False
+        answer, words = (bytes(stream.data()).decode("utf-8", "replace") for stream in
                          (child.readAllStandardOutput(), child.readAllStandardError()))  # fmt: skip
         child.deleteLater()
         try:
@@ -98,8 +125,8 @@ class PlanPreview(QObject):
             self._refused = code == _REFUSED
         self.changed.emit()
 
-    def of(self, minutes: float) -> Preview:
-        """What to show for these minutes."""
+    def of(self, minutes: float, labelled_only: bool = False) -> Preview:
+        """What to show for these minutes, and for a training that leaves unlabelled scans alone."""
         if self._facts is None:
             if self._refusal:
                 return Preview(self._refusal, refused=self._refused)
@@ -107,7 +134,8 @@ class PlanPreview(QObject):
         from amvlm.planning import make_plan
 
         try:
-            plan = make_plan(self._facts.model_copy(update={"minutes": minutes}))
+            unlabelled = 0 if labelled_only else self._facts.unlabelled
+            plan = make_plan(self._facts.model_copy(update={"minutes": minutes, "unlabelled": unlabelled}))
         except UserError as error:
             words = re.sub(r"--minutes (\d+)", r"\1 minutes", str(error)).replace(" 1 minutes", " a minute")
             return Preview(words, refused=True)

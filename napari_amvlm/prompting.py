@@ -4,20 +4,44 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from napari_amvlm.engine import Guard, ModelEntry
-from napari_amvlm.jobs import Job
+from napari_amvlm.engine import ModelEntry, PromptBegan, PromptEnded
+from napari_amvlm.jobs import PROMPT, Job
 from napari_amvlm.layers import PREDICTION, TEXT_MASK, CaseLayers, level
 
 if TYPE_CHECKING:
+    from amvlm.inference.session import SliceResult
     from amvlm.store import LabelStore
     from napari_amvlm.controller import Controller
 
-KIND = "prompt"
+    PromptEvent = PromptBegan | SliceResult | PromptEnded
+
 MOST_CAPTIONS = 2000
+
+
+@dataclass
+class _Run:
+    """A prompt on its way: what was typed, how it began and how it ended. Written in the worker."""
+
+    prompt: str
+    text: str
+    began: PromptBegan | None = None
+    ended: PromptEnded = field(default_factory=lambda: PromptEnded(""))
+
+    @property
+    def axis(self) -> int:
+        return self.began.axis if self.began is not None else 2
+
+    def follow(self, event: PromptEvent) -> None:
+        """Note how it began or ended."""
+        if isinstance(event, PromptBegan):
+            self.began = event
+        elif isinstance(event, PromptEnded):
+            self.ended = event
 
 
 class Prompting:
@@ -25,25 +49,20 @@ class Prompting:
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
-        self.models: list[ModelEntry] = []
-        self.model: ModelEntry | None = None
+        self._workspace = controller.workspace
+        self._workspace.models_listed.connect(controller.slot(self.show_models))
         self._mentioned: set[str] = set()
         self._cutting: Job | None = None
         self._captions: tuple[LabelStore | None, list[str]] = (None, [])
 
     def list_models(self) -> None:
-        """Ask the worker which models there are; the chosen one stays, else the newest trained one."""
+        """Ask the worker which models there are."""
         controller, store = self._controller, self._controller.store
 
         def show(found: tuple[list[ModelEntry], list[str]]) -> None:
             models, refused = found
-            chosen = self.model.name if self.model else ""
-            newest = next((m for m in models if m.kind == "trained"), models[0] if models else None)
-            self.models = models
-            self.model = next((m for m in models if m.name == chosen), newest)
-            if controller.panel is not None:
-                rows = [(m.name, ", ".join(m.known) or "no structure yet") for m in models]
-                controller.panel.show_models(rows, self.model.name if self.model else "")
+            if controller.store is store:
+                self._workspace.list_models(models)
             for sentence in refused:
                 if sentence not in self._mentioned:
                     self._mentioned.add(sentence)
@@ -54,17 +73,27 @@ class Prompting:
 
         controller.worker.submit(Job(lambda: controller.engine.models(store), on_result=show, on_error=failed))
 
-    def choose_model(self, name: str) -> None:
-        self.model = next((m for m in self.models if m.name == name), self.model)
+    def show_models(self) -> None:
+        """The models there are, and the chosen one."""
+        panel, model = self._controller.panel, self._workspace.model
+        if panel is not None:
+            rows = [(each.name, ", ".join(each.known) or "no structure yet") for each in self._workspace.models]
+            panel.show_models(rows, model.name if model else "")
+        self._controller.overview.show_state()
+
+    def run_again(self) -> None:
+        """The prompt that was run last for the chosen structure, on another case."""
+        if prompt := self._workspace.prompt_of(self._workspace.structure):
+            self.run(prompt)
 
     def run(self, text: str) -> None:
         """Run one prompt per line."""
         controller = self._controller
-        layers, model = controller.layers, self.model
+        layers, model = controller.layers, self._workspace.model
         if layers is None:
             controller.notice("Open a scan first.", True)
         elif not layers.present():
-            controller.notice("Layers of this scan were removed. Open it again to go on.", True)
+            controller.judging.offer_layers()
         elif model is None:
             controller.notice(
                 "There is no model yet. Make one with: amvlm pretrain STUDY, then amvlm train STUDY", True
@@ -73,18 +102,17 @@ class Prompting:
             controller.notice("Wait until the label is saved.")
         else:
             lines = [line for line in text.splitlines() if line.strip()] or [text]
+            controller.withdraw_offer()
             controller.structures.choose_named_in(lines[-1])  # first: it ends what runs for the structure before
             for line in lines[:-1]:
                 self._run_aside(line, layers, model)
-            self._run_line(lines[-1], layers, model)
+            self._run_line(lines[-1], layers, model, text)
 
     def cancel(self) -> None:
         """End the jobs of the open scan; what is on screen stays."""
         controller = self._controller
-        if controller.layers is not None:
-            controller.worker.cancel_owned_by(controller.layers.opened)
-        if controller.panel is not None:
-            controller.panel.show_idle()
+        if controller.layers is not None and controller.worker.cancel_owned_by(controller.layers.opened):
+            self._workspace.stop_waiting()
 
     def visible_slice(self, axis: int) -> int:
         """The canonical index of the slice on screen, along a canonical axis."""
@@ -101,23 +129,19 @@ class Prompting:
             return
         visible = tuple(self.visible_slice(axis) for axis in range(3))
         kept = np.zeros(opened.ras.shape[:3], np.uint8, order="F")
-        guards: list[Guard] = []
+        run = _Run(prompt, prompt)
 
-        def work() -> Iterator[Any]:
-            axis = 2
-            for result in controller.engine.segment(model.folder, opened.volume, prompt, visible):
-                if isinstance(result, tuple):
-                    axis = result[1]
-                elif isinstance(result, Guard):
-                    guards.append(result)
-                else:
-                    np.moveaxis(kept, axis, 0)[list(result.indices)] = result.merged >= level(layers.threshold)
-                yield result
+        def work() -> Iterator[PromptEvent]:
+            for event in controller.engine.segment(model.folder, opened.volume, prompt, visible):
+                run.follow(event)
+                if not isinstance(event, PromptBegan | PromptEnded):
+                    np.moveaxis(kept, run.axis, 0)[list(event.indices)] = event.merged >= level(layers.threshold)
+                yield event
 
         def ended(whole: bool) -> None:
             if (
                 whole
-                and all(guard.trusted for guard in guards)
+                and run.ended.trusted
                 and controller.layers is layers
                 and layers.present()
                 and controller.label.keep_draft_of(name, kept)
@@ -125,56 +149,75 @@ class Prompting:
                 layers.keep_as_other(name, kept)
                 controller.draw_outlines()
 
-        controller.worker.submit(Job(work, owner=opened, kind=KIND, on_end=ended, on_error=controller.fail))
+        controller.worker.submit(Job(work, owner=opened, kind=PROMPT, on_end=ended, on_error=controller.fail))
 
-    def _run_line(self, prompt: str, layers: CaseLayers, model: ModelEntry) -> None:
+    def _run_line(self, prompt: str, layers: CaseLayers, model: ModelEntry, text: str) -> None:
         controller, opened = self._controller, layers.opened
         visible = tuple(self.visible_slice(axis) for axis in range(3))
-        began = time.monotonic()
-        head: dict[str, Any] = {}
+        clock, run = time.monotonic(), _Run(prompt, text)
 
-        def arrived(result: Any) -> None:
-            if controller.layers is not layers or not layers.present():
-                return  # the person went on to another scan: a late result lands nowhere
-            if isinstance(result, tuple):
-                head["warnings"], head["axis"], head["predicts"], head["fingerprint"] = result
-                controller.notice(" ".join(head["warnings"]), bool(head["warnings"]))
-                return
-            if isinstance(result, Guard):
-                head["guard"], head["trusted"] = result.sentence, result.trusted
-                return
-            layers.refresh()
-            if controller.panel is not None:
-                left = (time.monotonic() - began) / result.done * (result.total - result.done)
-                text = f"{result.done} of {result.total} slices, {left:.0f} s left"
-                controller.panel.show_progress(result.done, result.total, text)
+        def arrived(event: PromptEvent) -> None:
+            if controller.layers is layers and layers.present():  # else a late result, which lands nowhere
+                self._show(event, layers, clock, job)
 
         def ended(whole: bool) -> None:
+            self._workspace.end(job)
             if controller.layers is not layers:
                 return
-            if controller.panel is not None:
-                controller.panel.show_idle()
-            if whole and layers.present() and head:
-                follow = self._belongs(prompt) and bool(head.get("trusted", True))
-                controller.label.prompted(prompt, str(head["fingerprint"]), bool(head["predicts"]), follow)
-                self._show_where_found(prompt, head["axis"], [*head["warnings"], *filter(None, [head.get("guard")])])
+            if whole and layers.present() and run.began is not None:
+                self._settle(run, run.began, layers)
             controller.label.measure_soon()
 
-        if controller.panel is not None:
-            controller.panel.show_progress(0, 0, "Loading the model …")
+        def failed(sentence: str) -> None:
+            self._workspace.end(job)
+            controller.fail(sentence)
 
-        def work() -> Iterator[Any]:
-            axis = 2
-            for result in controller.engine.segment(model.folder, opened.volume, prompt, visible):
-                if isinstance(result, tuple):
-                    axis, layers.predicts = result[1], result[2]
-                elif not isinstance(result, Guard) and not job.cancelled.is_set():
-                    found = {TEXT_MASK: result.text_mask, PREDICTION: result.prediction, "merged": result.merged}
-                    layers.write_slices(axis, result.indices, found)
-                yield result
+        def work() -> Iterator[PromptEvent]:
+            for event in controller.engine.segment(model.folder, opened.volume, prompt, visible):
+                run.follow(event)
+                if isinstance(event, PromptBegan):
+                    layers.predicts = event.predicts
+                elif not isinstance(event, PromptEnded) and not job.cancelled.is_set():
+                    masks = {TEXT_MASK: event.text_mask, PREDICTION: event.prediction, "merged": event.merged}
+                    layers.write_slices(run.axis, event.indices, masks)
+                yield event
 
-        job = Job(work, owner=opened, kind=KIND, on_result=arrived, on_end=ended, on_error=controller.fail)
+        job = Job(work, owner=opened, kind=PROMPT, on_result=arrived, on_end=ended, on_error=failed)
+        self._workspace.begin("Loading the model …", job)
         controller.worker.submit(job)
+
+    def _show(self, event: PromptEvent, layers: CaseLayers, began: float, job: Job) -> None:
+        """What a running prompt has found so far."""
+        if isinstance(event, PromptBegan):
+            if event.warnings:
+                self._controller.notice(" ".join(event.warnings), True)
+        elif not isinstance(event, PromptEnded):
+            layers.refresh()
+            left = (time.monotonic() - began) / event.done * (event.total - event.done)
+            words = f"{event.done} of {event.total} slices, {left:.0f} s left"
+            self._workspace.go_on(event.done, event.total, words, job)
+
+    def _settle(self, run: _Run, began: PromptBegan, layers: CaseLayers) -> None:
+        """A prompt ran to its end: the label takes its mask, if it belongs to the structure and can be trusted."""
+        controller, trusted = self._controller, run.ended.trusted
+        belongs, anything = self._belongs(run.prompt), layers.fullest_slice(began.axis) is not None
+        layers.was_prompted = True
+
+        def follow() -> None:
+            controller.label.prompted(run.prompt, began.fingerprint, began.predicts)
+            controller.overview.show_state()
+
+        if belongs and (anything or trusted):
+            self._workspace.prompted(controller.structure, run.text)
+        if belongs and trusted:
+            follow()
+        elif belongs and anything and not controller.label.touched:
+            controller.offer("Your label was left as it was.", "Start from it anyway",
+                             "Put the doubtful mask into your label (can be undone)", follow)  # fmt: skip
+        if anything:
+            controller.viewing.compare()
+        controller.overview.show_state()
+        self._show_where_found(run, began, layers)
 
     def _belongs(self, prompt: str) -> bool:
         """False for words that name no structure of the study: their mask must not become another structure's label."""
@@ -195,6 +238,7 @@ class Prompting:
     def apply_threshold(self, threshold: float) -> None:
         """The slice on screen at once, the rest in the worker; your label is not touched."""
         controller, layers = self._controller, self._controller.layers
+        self._workspace.set_threshold(threshold)
         if layers is None or not layers.present():
             return
         axis = 2 - int(controller.viewer.dims.order[0])
@@ -228,17 +272,16 @@ class Prompting:
         named = [text for structure in store.structures() for text in (structure.name, *structure.prompts)]
         panel.prompt.offer(list(dict.fromkeys((*named, *self._captions[1]))))
 
-    def _show_where_found(self, prompt: str, axis: int, warnings: list[str]) -> None:
+    def _show_where_found(self, run: _Run, began: PromptBegan, layers: CaseLayers) -> None:
         """Say plainly when nothing was found; go to the largest slice when this one is empty."""
-        layers = self._controller.layers
-        if layers is None:
-            return
-        fullest = layers.fullest_slice(axis)
+        warnings = [*began.warnings, *filter(None, [run.ended.doubt])]
+        fullest = layers.fullest_slice(began.axis)
         if fullest is None:
-            nothing = f"The text finds no “{prompt[:60]}” here."
-            warnings = [*warnings, f"{nothing} Lower the threshold, try other words, or choose Absent."]
-        elif layers.is_empty_at(axis, self.visible_slice(axis)):
-            shown = layers.opened.ras.shape[axis] - 1 - fullest
-            self._controller.viewer.dims.set_current_step(2 - axis, shown)
+            if run.ended.trusted:  # else the words were not understood, and that was said
+                nothing = f"The model finds no “{run.prompt[:60]}” here."
+                warnings.append(f"{nothing} If you see it, paint it; if it is not there, press N.")
+        elif layers.is_empty_at(began.axis, self.visible_slice(began.axis)):
+            shown = layers.opened.ras.shape[began.axis] - 1 - fullest
+            self._controller.viewer.dims.set_current_step(2 - began.axis, shown)
         if warnings:
             self._controller.notice(" ".join(warnings), True)

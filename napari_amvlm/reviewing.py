@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from amvlm.store import DEFAULT_ORDER, Quality, Revision, queue, shuffled
+from amvlm.store import DEFAULT_ORDER, Order, Quality, Revision, queue, shuffled
 from napari_amvlm.engine import Mask, dice
 from napari_amvlm.jobs import Job
 from napari_amvlm.layers import PREDICTION, TEXT_MASK
-from napari_amvlm.panels.review import QueueRow
+from napari_amvlm.panels.queue import QueueRow
 from napari_amvlm.wording import printable, unmarked
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ _JUDGED, _WAITING = ("accepted", "absent"), ("unknown", "draft")
 KIND = "assess"
 THUMBNAILS = "thumbnails"
 BINS = 20
-MOST_LISTED = 300
-"""Rows of the queue: more are not looked through, and a table of thousands is slow to fill."""
 
 
 class Reviewing:
@@ -41,7 +39,7 @@ class Reviewing:
         self._controller = controller
         self.panel: ReviewPanel | None = None
         self._order, self._filter = str(DEFAULT_ORDER), "To judge"
-        self._thumbnails: dict[str, tuple[int, int, bytes]] = {}
+        self._undrawn: list[str] = []
         self._job: Job | None = None
         self._showing_difference = False
 
@@ -52,6 +50,7 @@ class Reviewing:
             (panel.cancel_requested, self.cancel),
             (panel.order_chosen, self._choose_order),
             (panel.filter_chosen, self._choose_filter),
+            (panel.pictures_wanted, self._draw_thumbnails),
             (panel.case_opened, self._controller.open_case),
             (panel.case_selected, self.show_history),
             (panel.judged, self.judge),
@@ -64,10 +63,17 @@ class Reviewing:
             signal.connect(self._controller.slot(method))
         self.study_changed()
 
+    def detach(self, panel: object) -> None:
+        """The panel was closed."""
+        if self.panel is panel:
+            self.panel = None
+
     def study_changed(self) -> None:
         """Another study is open."""
         self.cancel()
-        self._thumbnails.clear()
+        self._undrawn = []
+        if self.panel is not None:
+            self.panel.queue.cases.forget_pictures()
         if self.panel is not None and self._controller.store is None:
             self.panel.show_no_study()
         self.refresh()
@@ -121,7 +127,7 @@ class Reviewing:
             names = self._controller.titles()
             return sorted(chance, key=lambda case_id: (names.get(case_id, case_id), case_id))
         quality = store.quality() if quality is None else quality
-        order = "worst" if self._order == "best" else self._order
+        order = cast(Order, "worst" if self._order == "best" else self._order)
         graded = queue([q for (_, name), q in quality.items() if name == self._controller.structure], order)
         place = {case_id: n for n, case_id in enumerate(graded[::-1] if self._order == "best" else graded)}
         return sorted(chance, key=lambda case_id: place.get(case_id, len(place)))
@@ -131,10 +137,19 @@ class Reviewing:
         store, structure = self._controller.store, self._controller.structure
         if store is None:
             return None
-        listed, states, now = self.in_order(store), store.states(), self._controller.case_asked_for
+        listed, states, now = self.in_order(store), store.states(), self._controller.workspace.case_asked_for
         start = listed.index(now) + 1 if now in listed else 0
         waiting = (c for c in listed[start:] + listed[:start] if states.get((c, structure), "unknown") in _WAITING)
         return next(waiting, None)
+
+    def waiting(self) -> int:
+        """How many cases wait for a judgement of the chosen structure."""
+        store, structure = self._controller.store, self._controller.structure
+        if store is None:
+            return 0
+        states = store.states()
+        return sum(states.get((case.case_id, structure), "unknown") in _WAITING
+                   for case in store.cases() if case.split != "test")  # fmt: skip
 
     def _passes(self, found: Quality | None, state: str) -> bool:
         if self._filter == "Flagged":
@@ -150,8 +165,7 @@ class Reviewing:
         if panel is None or store is None:
             return
         rows = self.rows()
-        listed = rows[:MOST_LISTED]
-        panel.show_queue(listed, self._controller.open_case_id)
+        panel.show_queue(rows, self._controller.open_case_id)
         quality, states = store.quality(), store.states()
         waiting = [
             found.expected_dice
@@ -165,29 +179,33 @@ class Reviewing:
             f"{len(waiting)} graded, half of them below {np.median(waiting):.2f}." if waiting
             else "None is graded yet: Assess all cases runs the model on them."
         )  # fmt: skip
-        count = f"{len(rows)} cases" if listed == rows else f"the first {MOST_LISTED} of {len(rows)} cases"
         panel.show_summary(
-            f"{printable(structure) or 'No structure yet'}: {count} listed. {graded}",
-            bool(self._controller.prompting.model),
+            f"{printable(structure) or 'No structure yet'}: {len(rows)} cases listed. {graded}",
+            bool(self._controller.workspace.model),
         )
-        panel.show_thumbnails(self._thumbnails)
-        self._draw_thumbnails([row.case_id for row in listed if row.case_id not in self._thumbnails])
 
-    def _draw_thumbnails(self, wanted: list[str]) -> None:
+    def _draw_thumbnails(self, case_ids: list[str]) -> None:
+        """Pictures of the cases that are looked at, one job at a time."""
         store, worker = self._controller.store, self._controller.worker
-        if store is None or not wanted or worker.has_job_of(store, THUMBNAILS):
+        self._undrawn = list(dict.fromkeys([*case_ids, *self._undrawn]))  # what is looked at now comes first
+        if store is None or not self._undrawn or worker.has_job_of(store, THUMBNAILS):
             return
-        engine = self._controller.engine
+        engine, now = self._controller.engine, self._undrawn
+        self._undrawn = []
 
         def show(found: tuple[str, int, int, bytes]) -> None:
-            case_id, *picture = found
-            self._thumbnails[case_id] = (int(picture[0]), int(picture[1]), bytes(picture[2]))
+            case_id, width, height, rgb = found
             if self.panel is not None and self._controller.store is store:
-                self.panel.show_thumbnails({case_id: self._thumbnails[case_id]})
+                self.panel.show_thumbnails({case_id: (width, height, rgb)})
+
+        def ended(_: bool) -> None:
+            if self._controller.store is store:
+                self._draw_thumbnails([])
 
         worker.submit(
-            Job(lambda: engine.thumbnails(store, wanted), owner=store, kind=THUMBNAILS, on_result=show, polite=True)
-        )
+            Job(lambda: engine.thumbnails(store, now), owner=store, kind=THUMBNAILS, on_result=show, on_end=ended,
+                polite=True)
+        )  # fmt: skip
 
     def step(self, by: int) -> None:
         """Open the next or the previous case of the queue."""
@@ -212,7 +230,7 @@ class Reviewing:
 
     def assess(self) -> None:
         """Run the model over every unjudged training case and keep what is seen in the store."""
-        controller, store, model = self._controller, self._controller.store, self._controller.prompting.model
+        controller, store, model = self._controller, self._controller.store, self._controller.workspace.model
         if store is None or model is None or self.panel is None:
             return
         panel = self.panel
@@ -282,6 +300,7 @@ class Reviewing:
             alike = chosen[0].author == chosen[1].author
             names = [f"No. {r.revision_id}" if alike else unmarked(r.author[:9].strip()) for r in chosen]
             layers.compare(masks, names)
+            controller.viewing.compare()
             controller.draw_outlines()
             self._showing_difference = True
             ml = layers.opened.volume.voxel_ml
@@ -302,7 +321,7 @@ class Reviewing:
         layers = self._controller.layers
         if layers is not None and self._showing_difference:
             layers.end_comparison([TEXT_MASK, PREDICTION])
-            self._controller.prompting.apply_threshold(self._controller.threshold)
+            self._controller.prompting.apply_threshold(self._controller.workspace.threshold)
         self._showing_difference = False
         if self.panel is not None:
             self.panel.show_difference_open(False)

@@ -9,6 +9,7 @@ import numpy as np
 from napari_amvlm.layers import LABEL
 
 if TYPE_CHECKING:
+    from amvlm.store import LabelStore
     from napari_amvlm.controller import Controller
 
 
@@ -28,16 +29,18 @@ class Structures:
         controller, store, layers = self._controller, self._controller.store, self._controller.layers
         if store is None or layers is None or layers.opened.case is None or name == controller.structure:
             return
-        controller.leave_case()
+        controller.opening.leave()
         opened, case = layers.opened, layers.opened.case
         if controller.structure:
             layers.keep_as_other(controller.structure, layers.masks[LABEL].copy(order="K"))
         layers.others.pop(name, None)
-        controller.structure = name
+        controller.workspace.choose_structure(name)
+        controller.withdraw_offer()
 
         def show(found: tuple[Any, bool]) -> None:
             label, draft = found
             layers.clear_masks()
+            layers.was_prompted = False
             controller.draw_outlines()
             controller.label.write(label if label is not None else np.zeros_like(layers.masks[LABEL]))
             controller.label.begin(label)
@@ -83,7 +86,8 @@ class Structures:
         cleaned = " ".join(name.split())
         if self._make(cleaned, cleaned):
             self.choose(cleaned)
-            self._controller.structure = cleaned
+            if self._controller.structure != cleaned:  # no case is open
+                self._controller.workspace.choose_structure(cleaned)
             self._controller.refresh_lists()
 
     def adopt(self, name: str) -> bool:
@@ -91,7 +95,7 @@ class Structures:
         controller = self._controller
         if not self.make_for_strokes(name):
             return False
-        controller.structure = " ".join(name.split())
+        controller.workspace.choose_structure(" ".join(name.split()))
         controller.refresh_lists()
         return True
 
@@ -106,7 +110,12 @@ class Structures:
 
     def _make(self, name: str, prompt: str) -> bool:
         controller, store = self._controller, self._controller.store
-        if store is None or not controller.guard(lambda: store.add_structure(name, prompts=[prompt]) or True):
+
+        def make(store: LabelStore) -> bool:
+            store.add_structure(name, prompts=[prompt])
+            return True
+
+        if store is None or not controller.guard(lambda: make(store)):
             return False
         if controller.layers is not None:
             controller.layers.opened.colours.update({s.name: s.colour for s in store.structures()})

@@ -8,22 +8,28 @@ import secrets
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import platformdirs
-from qtpy.QtWidgets import QFileDialog, QInputDialog
+from qtpy.QtWidgets import QFileDialog, QInputDialog, QMessageBox
 
 from amvlm.errors import ChoiceNeeded, UserError
 from amvlm.store import LabelStore
+from amvlm.store.memory import recall, recent_studies
 from napari_amvlm.panels.parts import show_list
+from napari_amvlm.undoing import SETTLED
 from napari_amvlm.wording import printable, unmarked
 
 if TYPE_CHECKING:
     from napari_amvlm.controller import Controller
 
+Masks = Literal["labels", "reference", "ignore"]
 _PATTERNS = ("nii", "nii.gz", "nrrd", "nhdr", "mha", "mhd", "dcm", "dicom", "ima", "png", "tif", "tiff", "webp", "jpg")
 SCANS = f"Scans ({' '.join(f'*.{suffix}' for suffix in _PATTERNS)});;All files (*)"
 EXPORTS = {"NIfTI (.nii.gz)": ".nii.gz", "NRRD (.nrrd)": ".nrrd", "MetaImage (.mha)": ".mha", "DICOM SEG": ".dcm"}
+MASKS: dict[str, Masks] = {"Accepted labels: a person drew or checked them": "labels",
+         "Only to measure with: never trained on": "reference",
+         "Leave them out": "ignore"}  # fmt: skip
 _DAMAGE = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 """SQLite's codes for an index that no later try can read: tables that are missing, pages that are broken."""
 
@@ -50,16 +56,64 @@ class Studies:
         if name := QFileDialog.getExistingDirectory(None, "Open study"):
             self.open_study(Path(name))
 
+    def list_recent(self) -> None:
+        """The studies that were opened before."""
+        if (panel := self._controller.panel) is not None:
+            here = self._controller.store.folder if self._controller.store is not None else None
+            folders = [folder for folder in recent_studies() if here is None or folder != Path(os.path.abspath(here))]
+            panel.show_recent([(f"{folder.name}  ({folder.parent.name})", str(folder)) for folder in folders])
+
+    def open_recent(self, folder: str) -> None:
+        self.open_study(Path(folder))
+
+    def ask_for_new_name(self) -> None:
+        """Rename the chosen structure; its labels go along."""
+        controller, store, old = self._controller, self._controller.store, self._controller.structure
+        if store is None or not old:
+            controller.notice("There is no structure to rename.", True)
+            return
+        name, sure = QInputDialog.getText(None, "Rename structure", f"New name of {printable(old)}")
+        new = " ".join(str(name).split())
+        if sure and new and new != old:
+            controller.opening.leave()
+            store.rename_structure(old, new)
+            controller.workspace.choose_structure(new)
+            if controller.open_case_id:
+                controller.open_case(controller.open_case_id)
+            controller.refresh_lists()
+
+    def ask_value(self, values: Sequence[int]) -> int | None:
+        """Which value of a layer is meant, 0 for all of them; None where it was cancelled."""
+        every = "all of them"
+        chosen, sure = QInputDialog.getItem(
+            None, "Choose a value", "The layer holds several values. Which is the structure?",
+            [every, *map(str, values)], 0, False,
+        )  # fmt: skip
+        return None if not sure else 0 if chosen == every else int(chosen)
+
+    def ask_for_masks(self, count: int, unnamed: bool) -> tuple[Masks, str] | None:
+        """What the masks of a folder are, and what they outline where nothing says so; None where it was cancelled."""
+        chosen, sure = QInputDialog.getItem(
+            None, "Masks", f"{count} of these scans come with masks. What are they?", list(MASKS), 0, False
+        )
+        if not sure:
+            return None
+        kind = MASKS[chosen]
+        if kind == "ignore" or not unnamed:
+            return kind, ""
+        name = self.ask_for_name("What do the masks outline? Name it, for example: liver")
+        return (kind, name) if name else None
+
     def ask_for_new_study(self) -> None:
         source = QFileDialog.getExistingDirectory(None, "Folder of scans (files, or DICOM folders)")
         into = QFileDialog.getSaveFileName(None, "Name of the new study", "study")[0] if source else ""
         if into:
-            self.import_scans(Path(source), Path(into))
+            self.look_and_import(Path(source), Path(into))
 
     def ask_for_more_scans(self) -> None:
         source = QFileDialog.getExistingDirectory(None, "Folder of scans (files, or DICOM folders)")
         if source and self._controller.store is not None:
-            self.import_scans(Path(source), self._controller.store.folder)
+            self.look_and_import(Path(source), self._controller.store.folder)
 
     def ask_for_export(self) -> None:
         """Ask for the format and a folder; DICOM SEG also needs the series that the scans came from."""
@@ -82,6 +136,11 @@ class Studies:
         name, chosen = QInputDialog.getText(None, "New structure", question)
         return " ".join(str(name).split()) if chosen else ""
 
+    def is_sure(self, question: str) -> bool:
+        """Whether the person means it; Enter and Escape say no."""
+        yes, no = QMessageBox.StandardButton.Yes, QMessageBox.StandardButton.No
+        return QMessageBox.question(self._controller.window, "Are you sure?", unmarked(question), yes | no, no) == yes
+
     def ask_which(self, path: Path, question: ChoiceNeeded, answered: dict[str, int]) -> None:
         """A folder of several series, or a file of several volumes: the person picks one."""
         words = unmarked(f"{question.file_name}: {question.what}. Which one?")
@@ -100,12 +159,10 @@ class Studies:
         controller = self._controller
 
         def which(question: ChoiceNeeded) -> None:
-            if controller.panel is not None:
-                controller.panel.show_idle()
             self.ask_which(path, question, answered)
 
         controller.submit(
-            lambda: controller.engine.open_scan(path, **answered), on_result=controller.show_case, text="Opening …",
+            lambda: controller.engine.open_scan(path, **answered), on_result=controller.opening.show, text="Opening …",
             on_choice=which,
         )  # fmt: skip
 
@@ -117,21 +174,20 @@ class Studies:
         controller = self._controller
         store = LabelStore(folder)
         names, cases = [structure.name for structure in store.structures()], store.cases()
-        controller.leave_case()  # into its own study, before another one takes its place
+        controller.opening.leave()  # into its own study, before another one takes its place
         if controller.layers is not None:
             controller.layers.remove()
-            controller.layers = None
-        controller.store, controller.case_asked_for = store, ""
-        controller.structure = controller.structure if controller.structure in names else (names[0] if names else "")
-        controller.refresh_lists()
-        controller.training.study_changed()
-        controller.reviewing.study_changed()
+        last, wanted = recall(store.store_id), controller.structure
+        chosen = next((name for name in (last.structure, wanted) if name in names), names[0] if names else "")
+        controller.workspace.open_study(store, chosen)
         if controller.panel is not None:
             controller.panel.show_study_open()
+        controller.notice("")
+        controller.refresh_lists()
         if cases:
-            controller.open_case(controller.reviewing.next_to_judge() or cases[0].case_id)
-        else:
-            controller.notice("This study holds no scans yet: add some with Study ▸ Add scans….")
+            known = last.case_id in [case.case_id for case in cases]
+            in_work = last.case_id if known and store.state(last.case_id, chosen) not in SETTLED else ""
+            controller.open_case(in_work or controller.reviewing.next_to_judge() or cases[0].case_id)
 
     def open_sample(self) -> None:
         """Open the sample study on this user's own copy, made at the first call."""
@@ -148,7 +204,25 @@ class Studies:
             text="Preparing the sample …",
         )  # fmt: skip
 
-    def import_scans(self, source: Path, into: Path) -> None:
+    def look_and_import(self, source: Path, into: Path) -> None:
+        """Import a folder of scans; where masks come with them, ask first what these are."""
+
+        def work() -> tuple[int, bool]:
+            from amvlm.exchange.layouts import read_layout
+
+            layout = read_layout(source, "")
+            return sum(item.mask is not None for item in layout.items), list(layout.structures) == ["target"]
+
+        def ask(found: tuple[int, bool]) -> None:
+            answer: tuple[Masks, str] | None = self.ask_for_masks(*found) if found[0] else ("labels", "")
+            if answer is not None:
+                self.import_scans(source, into, *answer)
+
+        self._controller.submit(
+            lambda: self._controller.engine.call(work), on_result=ask, text="Looking through the folder …"
+        )
+
+    def import_scans(self, source: Path, into: Path, masks: Masks = "labels", structure: str = "") -> None:
         """Copy a folder of scans into a study, new or old, open it, and list what was left out."""
         controller = self._controller
 
@@ -156,15 +230,14 @@ class Studies:
             controller.worker.tell(lambda: show(done, total))
 
         def show(done: int, total: int) -> None:
-            if controller.panel is not None:
-                controller.panel.show_progress(done, total, f"Importing: {done} of {total}")
+            controller.workspace.go_on(done, total, f"Importing: {done} of {total}", token)
 
         def work() -> tuple[bool, str, Sequence[str]]:
             from amvlm.exchange import import_study
             from amvlm.exchange.importing import NothingImported
 
             try:
-                report = import_study(source, into, progress=progress)
+                report = import_study(source, into, masks=masks, structure=structure, progress=progress)
             except NothingImported as error:
                 return False, str(error), error.lines
             return True, report.sentence(), report.lines()
@@ -179,7 +252,7 @@ class Studies:
             if lines:
                 self.listed = show_list("What was left out of the import", sentence, lines, controller.window)
 
-        controller.submit(lambda: controller.engine.call(work), on_result=done, text="Importing …")
+        token = controller.submit(lambda: controller.engine.call(work), on_result=done, text="Importing …")
 
     def export_labels(self, into: Path, suffix: str = ".nii.gz", series: Path | None = None) -> None:
         """Write every accepted label into a new folder."""
@@ -194,7 +267,7 @@ class Studies:
 
         controller.submit(
             lambda: controller.engine.call(work),
-            on_result=lambda n: controller.tell(f"{n} files of labels written to {into.name}."),
+            on_result=lambda n: controller.tell(f"Exported {n} label files to {into.name}."),
             text="Exporting …",
         )
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
 
 from amvlm.events import Validation
 from amvlm.store import LabelStore
@@ -35,7 +39,7 @@ def count_labels(store: LabelStore) -> tuple[tuple[int, int, int], list[str]]:
 
 def kind_name(kind: str) -> str:
     """What the window calls a kind of mask in a run's events."""
-    return "prediction" if kind == "student" else kind.replace("_", " ")
+    return {"student": "prediction", "merged": "merged mask"}.get(kind, kind.replace("_", " "))
 
 
 def comparison(before: Validation | None, after: Validation | None) -> list[tuple[str, str, str]]:
@@ -48,6 +52,55 @@ def comparison(before: Validation | None, after: Validation | None) -> list[tupl
             old = getattr(before, kind).get(structure) if before is not None else None
             rows.append((f"{kind_name(kind)}, {structure}", "–" if old is None else f"{old:.3f}", f"{dice:.3f}"))
     return rows
+
+
+EQUAL = 0.01
+"""Dice by which two models have to differ to be told apart."""
+ENOUGH = 5
+"""Validation cases from which a difference is taken seriously."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a new model compares with the one in use, and whether it is worse."""
+
+    sentence: str
+    worse: bool = False
+
+
+def verdict(before: Validation | None, after: Validation | None, cases: int) -> Verdict:
+    """Better, equal or worse, on how many validation cases.
+
+    Compared is the mean Dice, over the structures that both models know, of what a label starts from: the merged mask,
+    or the prediction where there is none.
+    """
+    if after is None or not cases:
+        return Verdict("No validation case is labelled: how good the model is, is not yet known.")
+    new = after.merged or after.student
+    old = (before.merged or before.student) if before is not None else {}
+    both = [name for name in new if name in old]
+    on = f"on {cases} validation case{'s' * (cases != 1)}"
+    if not both:
+        dice = sum(new.values()) / max(1, len(new))
+        return Verdict(f"Dice {dice:.2f} {on}." if cases >= ENOUGH else f"Dice {dice:.2f} {on}: too few to rely on.")
+    was, now = (sum(scores[name] for name in both) / len(both) for scores in (old, new))
+    figures = f"Dice {was:.2f} before, {now:.2f} now, {on}"
+    if now < was - EQUAL:
+        return Verdict(f"The new model is worse: {figures}. The model in use stays.", worse=True)
+    if cases < ENOUGH:
+        return Verdict(f"{figures}: too few cases to tell; label {ENOUGH} of them.")
+    return Verdict(f"The new model is {'better' if now > was + EQUAL else 'as good as the one in use'}: {figures}.")
+
+
+def model_name(typed: str, taken: Collection[str]) -> str:
+    """A name for a new model that a folder can have: what was typed, or "model"; numbered where it is taken."""
+    cleaned = re.sub(r"[^\w -]+", "-", typed).strip("-_ ")[:40].strip() or "model-1"
+    stem, _, number = cleaned.rpartition("-")
+    if not (stem and number.isdigit()):
+        stem, number = cleaned, "1"
+    names = itertools.chain([cleaned], (f"{stem}-{n}" for n in itertools.count(int(number) + 1)))
+    lower = {name.lower() for name in taken}
+    return next(name for name in names if name.lower() not in lower)
 
 
 def time_left(seconds: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import QObject, QTimer
+from qtpy.QtCore import QObject
 
 from amvlm.config import TrainSettings
 from amvlm.errors import UserError
@@ -18,8 +18,10 @@ from napari_amvlm.training_account import (
     comparison,
     count_labels,
     kind_name,
+    model_name,
     time_left,
     unchanged_validation_labels,
+    verdict,
 )
 from napari_amvlm.training_run import TrainingRun
 from napari_amvlm.wording import printable, sentence
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
 FIELDS = ("steps", "mode", "device", "seed")
 _BY_STEPS = "By steps: slices are scaled to the square of the model's image encoder, as in the paper."
 WAITED = "waiting for data"
-_CALM_MS = 800
-"""After the last change of a label, before the study is measured again."""
 
 
 class TrainingController(QObject):
@@ -52,10 +52,7 @@ class TrainingController(QObject):
         self._can_start = False
         self.preview = PlanPreview(self)
         self.preview.changed.connect(controller.slot(self._show_plan))
-        self._calm = QTimer(self)
-        self._calm.setSingleShot(True)
-        self._calm.setInterval(_CALM_MS)
-        self._calm.timeout.connect(controller.slot(self._measure, once=True))
+        self._validated = 0
 
     @property
     def _store(self) -> LabelStore | None:
@@ -72,12 +69,20 @@ class TrainingController(QObject):
             (panel.use_model_requested, self.use_new_model),
             (panel.old_model_requested, self.use_old_model),
             (panel.minutes_changed, self._show_plan),
-            (panel.shown, self._calm.start),
+            (panel.shown, self._measure),
         )
         for signal, method in wires:
             signal.connect(self._controller.slot(method))
-        self._form["steps"].changed.connect(self._controller.slot(lambda _: self._show_plan()))
+        for name in ("steps", "mode"):
+            self._form[name].changed.connect(self._controller.slot(lambda _: self._show_plan()))
+        self._controller.workspace.models_listed.connect(self._suggest_name)
+        self._suggest_name()
         self.study_changed()
+
+    def detach(self, panel: object) -> None:
+        """The panel was closed; a run is followed all the same."""
+        if self.panel is panel:
+            self.panel = None
 
     def study_changed(self) -> None:
         """Another study is open: find the run that may be going on in it."""
@@ -109,7 +114,7 @@ class TrainingController(QObject):
             self.preview.forget()
             self.panel.show_notice("Accept at least one label in a training case, then train.", True)
         else:
-            self._calm.start()
+            self._measure()
             self._controller.worker.submit(Job(_device_advice, on_result=self._show_advice))
 
     def _measure(self) -> None:
@@ -125,12 +130,16 @@ class TrainingController(QObject):
         """Of a training by steps; 0: by minutes."""
         return int(self._form["steps"].value) if self._form is not None else 0
 
+    @property
+    def _labelled_only(self) -> bool:
+        return self._form is not None and self._form["mode"].value == "labelled_only"
+
     def _show_plan(self) -> None:
         """The plan for the minutes chosen, and whether Start is offered."""
         if self.panel is None or self._store is None:
             return
         running = self.current is not None
-        preview = Preview(_BY_STEPS) if self._steps else self.preview.of(self.panel.minutes)
+        preview = Preview(_BY_STEPS) if self._steps else self.preview.of(self.panel.minutes, self._labelled_only)
         if not self._can_start or running:
             preview = Preview(preview.line if self._can_start and not preview.refused else "", preview.reasons)
         self.panel.show_plan(preview.line, list(preview.reasons), preview.refused)
@@ -148,7 +157,14 @@ class TrainingController(QObject):
         values = form_values(self._form) if self._form is not None else {}
         if not values.get("steps") and self.panel is not None:
             values["minutes"] = self.panel.minutes
-        self.start_with({name: value for name, value in values.items() if name != "steps" or value}, [])
+        taken = [model.name for model in self._controller.workspace.models]
+        name = ["--name", model_name(self.panel.model_name, taken)] if self.panel is not None else []
+        self.start_with({name: value for name, value in values.items() if name != "steps" or value}, name)
+
+    def _suggest_name(self) -> None:
+        if self.panel is not None:
+            taken = [model.name for model in self._controller.workspace.models]
+            self.panel.suggest_name(model_name(self.panel.model_name, taken))
 
     def start_with(self, values: dict[str, Any], extra: list[str]) -> None:
         """Start a detached run with some settings and further flags."""
@@ -156,6 +172,7 @@ class TrainingController(QObject):
             return
         flags = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
         try:
+            self._controller.workspace.remember_model()  # a new model does not take its place by being newer
             self._store.cases("train")  # a study that was moved away must not get a new folder in its old place
             self._follow(TrainingRun.start(self._store, [*flags, *extra], parent=self))
         except (OSError, UserError) as error:
@@ -177,7 +194,6 @@ class TrainingController(QObject):
 
     def _follow(self, run: TrainingRun) -> None:
         self.current = run
-        self._calm.stop()
         if self.preview.measuring:
             self.preview.forget()
         self._minutes = 0.0
@@ -194,7 +210,7 @@ class TrainingController(QObject):
         panel = self.panel
         match event:
             case Started() if panel is not None:
-                self._minutes = event.minutes
+                self._minutes, self._validated = event.minutes, event.validation
                 panel.show_stage(f"Training on {event.device} …", 0, event.steps)
             case Progress() if panel is not None:
                 self._show_progress(panel, event)
@@ -240,19 +256,17 @@ class TrainingController(QObject):
     def _ended(self) -> None:
         self.current = None
         if self.panel is not None and not self._failed:
-            text = f"Saved the model {self.new_model}."
+            found = verdict(self._before, self._after, self._validated)
+            text = f"{found.sentence} Saved as {self.new_model}."
             if self._store is not None and (flattered := unchanged_validation_labels(self._store)):
-                text += (
-                    f" {flattered} validation label(s) are a model's own mask, accepted unchanged: they favour the "
-                    "model that drew them."
-                )
-            self.panel.show_result(comparison(self._before, self._after), text)
+                text += f" {flattered} validation label(s) are a model's own mask, accepted unchanged, and favour it."
+            self.panel.show_result(comparison(self._before, self._after), text, found.worse)
         self._controller.refresh_lists()
         self.labels_changed()
 
     def use_new_model(self) -> None:
         """Choose the new model for prompting; the one before stays at hand."""
-        before = self._controller.prompting.model
+        before = self._controller.workspace.model
         self.old_model = before.name if before is not None else ""
         self._choose(self.new_model, self.old_model)
 
@@ -261,14 +275,13 @@ class TrainingController(QObject):
         self._choose(self.old_model, "")
 
     def _choose(self, name: str, before: str) -> None:
-        self._controller.prompting.choose_model(name)
+        self._controller.workspace.use(name)
         self._controller.refresh_lists()
         if self.panel is not None:
             self.panel.show_model_in_use(f"Prompts are read by the model {name}.", before if before != name else "")
 
     def close(self) -> None:
         """The window closes: stop following; the run goes on."""
-        self._calm.stop()
         self.preview.forget()
         if self.current is not None:
             self.current.forget()
@@ -282,7 +295,7 @@ def _device_advice() -> Any:
 
     cpu_only = shutil.which("nvidia-smi") is not None and not torch.cuda.is_available()
     yield (
-        "An NVIDIA GPU was found, but torch is CPU-only. Mend it with: pip install --force-reinstall torch"
+        "An NVIDIA GPU was found, but torch is CPU-only. Fix it with: pip install --force-reinstall torch"
         if cpu_only
         else ""
     )

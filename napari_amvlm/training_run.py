@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from typing import Any
 
 from qtpy.QtCore import QObject, QTimer, Signal
 
@@ -53,7 +54,7 @@ class TrainingRun(QObject):
         command = python_command("amvlm", "train", study, "--run-name", run.name, *arguments)
         if resume:
             command.append("--resume")
-        detached = (
+        detached: dict[str, Any] = (
             {"creationflags": 0x00000008 | 0x00000200}  # DETACHED_PROCESS | CREATE_NEW_PROCESS_GROUP
             if os.name == "nt"
             else {"start_new_session": True}
@@ -61,10 +62,10 @@ class TrainingRun(QObject):
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
         try:
             with open(os.open(run.path / "output.txt", flags, 0o600), "ab") as output:
-                process = subprocess.Popen(
+                process: subprocess.Popen[bytes] = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=neutral_folder(),
                     env=child_environment(), **detached,
-                )  # type: ignore[call-overload]  # fmt: skip
+                )  # fmt: skip
         except OSError as error:
             raise UserError(
                 f"training could not be started ({error.strerror})", remedy="Check free disk space and permissions."

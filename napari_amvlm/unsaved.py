@@ -10,6 +10,7 @@ import itertools
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -86,7 +87,7 @@ class Unsaved:
         def saved(_: bool) -> None:
             if self._kept.get(key) is strokes:
                 del self._kept[key]
-            controller.show_state()
+            controller.overview.show_state()
 
         controller = self._controller
         return Job(work, on_result=saved, on_error=lambda text: controller.fail(text, once=True))
@@ -152,7 +153,7 @@ class Unsaved:
     def close(self) -> None:
         """The window closes: what has no name yet becomes a draft of its own."""
         for strokes in self._kept.values():
-            self._controller.guard(lambda strokes=strokes: self._save_somewhere(strokes))
+            self._controller.guard(partial(self._save_somewhere, strokes))
         self._kept.clear()
 
     def _save_somewhere(self, strokes: Strokes) -> None:

@@ -11,6 +11,7 @@ from napari.components.overlays import TextOverlay
 from qtpy.QtCore import QObject
 
 from amvlm.imaging import evenly_spread
+from napari_amvlm import napari_bridge
 from napari_amvlm.layers import contrast_limits
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ WINDOWS = {"Lung": (-600, 1500), "Bone": (400, 1800), "Soft tissue": (40, 400), 
 FULL = "Full range"
 EDGES = {"amvlm_left": "middle_left", "amvlm_right": "middle_right", "amvlm_top": "top_center",
          "amvlm_bottom": "bottom_center"}  # fmt: skip
-LETTER_COLOUR = "#ffe08a"
+LETTER_COLOUR, DARK_LETTERS = "#ffe08a", "#7a4b00"
 _ZOOM_STEP = 1.15
 
 
@@ -34,6 +35,7 @@ class Viewing(QObject):
     def __init__(self, controller: Controller) -> None:
         super().__init__(controller)
         self._controller = controller
+        self._compared = False
         viewer = controller.viewer
         for name, position in EDGES.items():
             viewer.canvas.overlays[name] = TextOverlay(
@@ -53,6 +55,35 @@ class Viewing(QObject):
         viewer.mouse_wheel_callbacks.append(self._wheel)
         viewer.mouse_drag_callbacks.append(self._drag_window)
         self.masks_shown = True
+        self.use_theme()
+
+    # -- one view or three ------------------------------------------------------------------------------------
+
+    @property
+    def shows_three(self) -> bool:
+        """Three linked views: as the person chose, else from the first masks that can be compared."""
+        chosen = self._controller.workspace.side_by_side
+        return self._compared if chosen is None else chosen
+
+    def arrange(self) -> None:
+        """Lay the views out."""
+        self.masks_shown = True
+        layers = self._controller.layers
+        if layers is not None and self._controller.viewer.dims.ndisplay == 2:
+            layers.side_by_side(self.shows_three)
+
+    def compare(self) -> None:
+        """There is something to compare."""
+        before, self._compared = self.shows_three, True
+        if self.shows_three != before:
+            self.arrange()
+
+    def use_theme(self) -> None:
+        """Letters that can be read on the canvas, which is light in a light theme."""
+        viewer = self._controller.viewer
+        light = napari_bridge.is_light(viewer)
+        for name in EDGES:
+            viewer.canvas.overlays[name].color = DARK_LETTERS if light else LETTER_COLOUR
 
     def opened(self) -> None:
         """Another scan is on screen."""
@@ -60,16 +91,26 @@ class Viewing(QObject):
         layers = controller.layers
         if layers is None:
             return
-        self.masks_shown = True
         volume = layers.opened.volume
         if volume.planar:
             self.show_plane("Axial")
         if controller.panel is not None:
-            windows = [FULL, *WINDOWS] if self._is_ct() else [FULL]
+            windows = [FULL, *WINDOWS] if self._may_be_ct() else [FULL]
             controller.panel.show_view_choices(windows, planes=not volume.planar)
+        self._letters()
+        self._show_levels()
+
+    def begin(self) -> None:
+        """A scan was opened: CT is shown in the window for soft tissue."""
         if self._is_ct():
             self.show_window("Soft tissue")
-        self._letters()
+
+    def _may_be_ct(self) -> bool:
+        """True for CT, and where no header says what else it is."""
+        layers = self._controller.layers
+        return layers is not None and layers.opened.ras.ndim == 3 and (
+            self._is_ct() or (layers.opened.volume.modality == "" and not layers.opened.volume.planar)
+        )  # fmt: skip
 
     def _is_ct(self) -> bool:
         """CT by its header, or signed values as only CT has them where no header says."""
@@ -137,7 +178,9 @@ class Viewing(QObject):
     def next_window(self) -> None:
         """The next preset of the list."""
         panel = self._controller.panel
-        if panel is not None and panel.windows.count():
+        if panel is None or panel.windows.count() < 2:
+            self._controller.notice("The presets are for CT. Drag with the middle mouse button to change the window.")
+        else:
             self.show_window(panel.windows.itemText((panel.windows.currentIndex() + 1) % panel.windows.count()))
 
     def _set_limits(self, low: float, high: float) -> None:
@@ -148,6 +191,13 @@ class Viewing(QObject):
             old = image.contrast_limits_range
             image.contrast_limits_range = (min(low, old[0]), max(high, old[1]))
         layers.images[0].contrast_limits = (low, high)  # the others follow
+        self._show_levels()
+
+    def _show_levels(self) -> None:
+        layers, panel = self._controller.layers, self._controller.panel
+        if layers is not None and panel is not None and layers.opened.ras.ndim == 3:
+            low, high = (float(value) for value in layers.images[0].contrast_limits)
+            panel.show_levels((low + high) / 2, high - low)
 
     def _drag_window(self, _: Any, event: Any) -> Iterator[None]:
         """Middle-button drag (or right-button while not painting): width across, level up and down."""
@@ -187,13 +237,13 @@ class Viewing(QObject):
     def _into_three_dimensions(self) -> None:
         layers = self._controller.layers
         if self._controller.viewer.dims.ndisplay == 3 and layers is not None and layers.present():
-            layers.show_3d(True, self._controller.is_side_by_side)
+            layers.show_3d(True, self.shows_three)
             self._letters()
 
     def _out_of_three_dimensions(self, _: Any = None) -> None:
         layers = self._controller.layers
         if self._controller.viewer.dims.ndisplay == 2 and layers is not None and layers.present():
-            layers.show_3d(False, self._controller.is_side_by_side)
+            layers.show_3d(False, self.shows_three)
             self._letters()
 
     def toggle_masks(self) -> None:

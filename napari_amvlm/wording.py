@@ -10,9 +10,11 @@ import errno
 import logging
 import re
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 
-from amvlm.errors import UserError, printable
+from amvlm.errors import UserError
+from amvlm.errors import printable as printable
 
 LONGEST = 1500
 _SHOW_LOGS = "The details are under Help ▸ Show logs."
@@ -48,6 +50,11 @@ def unmarked(text: object) -> str:
 def breakable(text: str) -> str:
     """Let a word that is wider than a panel go on in the next line."""
     return re.sub(r"\S{40}(?=\S)", "\\g<0>\u200b", text.replace("\u200b", ""))
+
+
+def named(text: str, titles: Mapping[str, str]) -> str:
+    """A sentence in which cases have the names of their files, where this machine knows them, and no ids."""
+    return re.sub(r"case-\d{5,9}", lambda found: titles.get(found[0], found[0]), text)
 
 
 def sentence(error: BaseException) -> str:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 AUTOSAVE_MS = 30_000
 MEASURE_MS = 400
-SOURCES = {"merged": "merged", TEXT_MASK: "text mask", PREDICTION: "prediction", "empty": "by hand"}
+SOURCES = {
+    "merged": "merged", TEXT_MASK: "text mask", PREDICTION: "prediction", "empty": "by hand", "layer": "imported",
+}  # fmt: skip
 
 
 class YourLabel(QObject):
@@ -102,10 +104,13 @@ class YourLabel(QObject):
                 QTimer.singleShot(0, self._controller.slot(self.unsaved.ask_once))  # the stroke comes to its end first
         self.measure_soon()
 
-    def prompted(self, prompt: str, fingerprint: str, predicts: bool, follow: bool) -> None:
-        """A prompt ran to its end; the label takes its mask if the words belong to the label's structure."""
-        if not follow:
-            return
+    @property
+    def touched(self) -> bool:
+        """True once a hand changed the label, or it was there before."""
+        return self._touched
+
+    def prompted(self, prompt: str, fingerprint: str, predicts: bool) -> None:
+        """A prompt for the label's structure ran to its end; the label takes its mask."""
         self._prompt, self._fingerprint = prompt, fingerprint
         if not predicts and self._start == "merged":
             self._start = TEXT_MASK
@@ -160,6 +165,14 @@ class YourLabel(QObject):
         self._fill(source)
         self._touched = False
 
+    def start_from_other(self, mask: Mask, name: str) -> None:
+        """Start over from a mask that another layer holds; the revision will name it."""
+        self.write(mask)
+        self._started_from, self._start_mask = "layer", mask
+        self._prompt, self._fingerprint = f"layer {name}"[:200], ""
+        self._touched = self._dirty = True
+        self.measure_soon()
+
     def write(self, wanted: Mask) -> None:
         """Put a whole label on screen, as one undoable step that is not a stroke."""
         if self._controller.layers is not None:
@@ -178,6 +191,12 @@ class YourLabel(QObject):
 
     # -- measuring --------------------------------------------------------------------------------------------
 
+    @property
+    def painted_voxels(self) -> int:
+        """Voxels of a label that a hand touched."""
+        layers = self._controller.layers
+        return int(np.count_nonzero(layers.masks[LABEL])) if layers is not None and self._touched else 0
+
     def measure_soon(self) -> None:
         """Measure once things have been quiet for a moment."""
         self._measure_timer.start()
@@ -192,9 +211,12 @@ class YourLabel(QObject):
         def show(found: Measures) -> None:
             if controller.panel is not None and controller.layers is layers:
                 volumes = (found.text_ml, found.prediction_ml, found.label_ml)
-                controller.panel.show_measures(volumes, found.text_against_prediction, found.label_against_text)
+                unit = "ml" if not planar else "px"
+                controller.panel.show_measures(volumes, found.text_against_prediction, found.label_against_text, unit)
+            controller.overview.show_state()
 
-        masks, voxel_ml = layers.masks, layers.opened.volume.voxel_ml
+        planar = layers.opened.volume.planar  # a picture has no millimetres
+        masks, voxel_ml = layers.masks, 1.0 if planar else layers.opened.volume.voxel_ml
         controller.worker.submit(
             Job(
                 lambda: controller.engine.measure(masks[TEXT_MASK], masks[PREDICTION], masks[LABEL], voxel_ml),
@@ -220,7 +242,7 @@ class YourLabel(QObject):
             controller.worker.submit(
                 Job(
                     lambda: controller.engine.save_draft(store, case, structure, mask, volume),
-                    on_result=lambda _: controller.show_state(), on_error=controller.fail,
+                    on_result=lambda _: controller.overview.show_state(), on_error=controller.fail,
                 )
             )  # fmt: skip
         return state in ("unknown", "draft")

@@ -32,10 +32,12 @@ class Measures(QWidget):
         grid.addWidget(self._dice, 2, 0, 1, 3)
         self.setVisible(False)
 
-    def show_values(self, volumes_ml: tuple[float, float, float], text_prediction: float, label_text: float) -> None:
-        """Volumes of text mask, prediction and label in ml, and two Dice (NaN is a dash)."""
-        for volume, ml in zip(self._volumes, volumes_ml, strict=True):
-            volume.setText(f"{ml:.2f} ml")
+    def show_values(
+        self, sizes: tuple[float, float, float], text_prediction: float, label_text: float, unit: str = "ml"
+    ) -> None:
+        """Sizes of text mask, prediction and label, and two Dice (NaN is a dash)."""
+        for label, size in zip(self._volumes, sizes, strict=True):
+            label.setText(f"{size:.2f} {unit}" if unit == "ml" else f"{size:,.0f} {unit}")
         self._dice.setText(f"Dice: text–prediction {_dice(text_prediction)}, label–text {_dice(label_text)}")
         self.setVisible(True)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 from qtpy.QtCore import QEvent, QObject, Qt, Signal
 from qtpy.QtWidgets import (
     QButtonGroup,
@@ -18,7 +21,7 @@ from qtpy.QtWidgets import (
 from superqt import QLabeledDoubleSlider
 
 from napari_amvlm.panels.measures import Measures
-from napari_amvlm.panels.parts import Panel, PlainLabel, ProgressRow, button, small, tool, wrapped
+from napari_amvlm.panels.parts import Notice, Panel, PlainLabel, ProgressRow, button, small, tool, wrapped
 from napari_amvlm.panels.prompt_edit import PromptEdit
 from napari_amvlm.wording import printable, unmarked
 
@@ -51,6 +54,9 @@ class PromptPanel(Panel):
     threshold_changed = Signal(float)
     threshold_released = Signal()
     start_requested = Signal(str)
+    layer_start_requested = Signal(str)
+    recent_chosen = Signal(str)
+    rename_requested = Signal()
     view_chosen = Signal(bool)
     plane_chosen = Signal(str)
     window_chosen = Signal(str)
@@ -58,6 +64,7 @@ class PromptPanel(Panel):
     correction_requested = Signal(str)
     offer_taken = Signal()
     keys_requested = Signal()
+    left = Signal()
     accepted = Signal()
     absent_marked = Signal()
     skipped = Signal()
@@ -66,15 +73,20 @@ class PromptPanel(Panel):
     def __init__(self) -> None:
         super().__init__()
         self.column.setSpacing(8)
+        self._row = ProgressRow("Cancel now; finished slices are kept", self.cancel_requested.emit)
+        self.progress, self.show_progress, self.show_idle = self._row.bar, self._row.show_progress, self._row.show_idle
         parts = (
-            self._files(), self._hint(), self._study(), self._prompting(), self._looking(), self._masks(),
-            self._correcting(), self._judging(),
+            self._files(), self._row, self._hint(), self._study(), self._prompting(), self._looking(), self._masks(),
+            self._correcting(),
         )  # fmt: skip
+        self.pin(self._judging())
         for part in parts:
-            part.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Maximum)
+            if part is not self._row:
+                part.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Maximum)
             self.column.addWidget(part)
         for combo in self.body.findChildren(QComboBox):
             combo.installEventFilter(self)
+            combo.activated.connect(lambda _: self.left.emit())  # else the next key would choose from the list
             combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
             combo.setMinimumContentsLength(8)
         self.finish(340)
@@ -97,8 +109,10 @@ class PromptPanel(Panel):
         menu = QMenu(study)
         menu.addAction("Open study…", self.open_study_requested.emit)
         menu.addAction("New study from a folder of scans…", self.new_study_requested.emit)
+        self._recent = menu.addMenu("Recent studies")
         self._add_action = menu.addAction("Add scans…", self.add_scans_requested.emit)
         self._export_action = menu.addAction("Export labels…", self.export_requested.emit)
+        self._rename_action = menu.addAction("Rename structure…", self.rename_requested.emit)
         menu.addSeparator()
         menu.addAction("Hippocampus sample", self.sample_requested.emit)
         study.setMenu(menu)
@@ -111,6 +125,8 @@ class PromptPanel(Panel):
         box = QWidget()
         layout = QVBoxLayout(box)
         layout.setContentsMargins(0, 0, 0, 0)
+        self._next = wrapped()
+        layout.addWidget(self._next)
         layout.addWidget(self._notice_label())
         self._offer = QWidget()
         row = QHBoxLayout(self._offer)
@@ -127,9 +143,8 @@ class PromptPanel(Panel):
         self._offer.setVisible(False)
         self.offer_taken.emit()
 
-    def _notice_label(self) -> PlainLabel:
-        self._notice = wrapped()
-        self._notice.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+    def _notice_label(self) -> Notice:
+        self._notice = Notice()
         return self._notice
 
     def _study(self) -> QWidget:
@@ -138,9 +153,12 @@ class PromptPanel(Panel):
         self.case = QComboBox()
         self.case.setToolTip("Cases of the study; J opens the next unlabelled one")
         self.case.activated.connect(lambda _: self.case_chosen.emit(self.case.currentData()))
-        self._progress_label = small("")
+        self._progress_label, self._reports = small(""), small("")
         form.addRow("Case", self.case)
         form.addRow("", self._progress_label)
+        form.addRow("Report", self._reports)
+        self._reports_row = form.labelForField(self._reports)
+        self.show_reports(())
         self.structure = QComboBox()
         self.structure.setToolTip("The structure that the label belongs to")
         self.structure.activated.connect(lambda _: self.structure_chosen.emit(self.structure.currentData()))
@@ -157,6 +175,7 @@ class PromptPanel(Panel):
         layout.setContentsMargins(0, 0, 0, 0)
         self.prompt = PromptEdit()
         self.prompt.submitted.connect(self.prompt_submitted)
+        self.prompt.left.connect(self.left)
         layout.addWidget(self.prompt)
         row = QHBoxLayout()
         self.model = QComboBox()
@@ -167,9 +186,6 @@ class PromptPanel(Panel):
         row.addWidget(self.model, 1)
         row.addWidget(self._run)
         layout.addLayout(row)
-        self._row = ProgressRow("Stop at once; what is there stays", self.cancel_requested.emit)
-        self.progress, self.show_progress, self.show_idle = self._row.bar, self._row.show_progress, self._row.show_idle
-        layout.addWidget(self._row)
         return self._prompt_box
 
     def _looking(self) -> QWidget:
@@ -178,7 +194,7 @@ class PromptPanel(Panel):
         layout.setContentsMargins(0, 0, 0, 0)
         row = QHBoxLayout()
         self.planes = [
-            tool(name, f"Show the {name.lower()} plane (Q: next)", lambda name=name: self.plane_chosen.emit(name))
+            tool(name, f"Show the {name.lower()} plane (Q: next)", partial(self.plane_chosen.emit, name))
             for name in ("Axial", "Coronal", "Sagittal")
         ]
         for each in self.planes:
@@ -188,11 +204,14 @@ class PromptPanel(Panel):
         row.addWidget(tool("▣", "All masks on one image (G)", lambda: self.view_chosen.emit(False)))
         layout.addLayout(row)
         row = QHBoxLayout()
+        self._levels = PlainLabel()
+        self._levels.setToolTip("Level and width of what is shown from black to white")
         self.windows = QComboBox()
         self.windows.setToolTip("Window (W: next); or drag with the middle mouse button")
         self.windows.activated.connect(lambda _: self.window_chosen.emit(self.windows.currentText()))
         row.addWidget(PlainLabel("Window"))
         row.addWidget(self.windows, 1)
+        row.addWidget(self._levels)
         layout.addLayout(row)
         return self._view_box
 
@@ -237,7 +256,7 @@ class PromptPanel(Panel):
         layout.addLayout(row)
         grid = QGridLayout()
         for number, (text, kind, tip) in enumerate(CORRECTIONS):
-            each = tool(text, f"{tip} (Ctrl+Z undoes it)", lambda kind=kind: self.correction_requested.emit(kind))
+            each = tool(text, f"{tip} (Ctrl+Z undoes it)", partial(self.correction_requested.emit, kind))
             each.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
             grid.addWidget(each, 0, number)
         layout.addLayout(grid)
@@ -255,7 +274,7 @@ class PromptPanel(Panel):
     def _judging(self) -> QWidget:
         self._judge_box = QWidget()
         grid = QGridLayout(self._judge_box)
-        grid.setContentsMargins(0, 4, 0, 0)
+        grid.setContentsMargins(9, 6, 9, 9)
         self._state = wrapped()
         grid.addWidget(self._state, 0, 0, 1, 3)
         self.accept_button = button("Accept  (A)", "The whole volume is judged: keep your label", self.accepted.emit)
@@ -269,7 +288,26 @@ class PromptPanel(Panel):
         return self._judge_box
 
     def _emit_start(self) -> None:
-        self.start_requested.emit(self.start.currentData())
+        chosen = self.start.currentData()
+        if self.start.currentIndex() < len(STARTS):
+            self.start_requested.emit(chosen)
+        else:
+            self.layer_start_requested.emit(chosen)
+
+    def show_starts(self, layers: list[tuple[str, str]]) -> None:
+        """Layers of the viewer that can start your label: (what to show, name)."""
+        while self.start.count() > len(STARTS):
+            self.start.removeItem(len(STARTS))
+        for text, name in layers:
+            self.start.addItem(f"Layer: {text}", name)
+
+    def show_recent(self, studies: list[tuple[str, str]]) -> None:
+        """Studies opened before: (what to show, folder)."""
+        self._recent.clear()
+        self._recent.setEnabled(bool(studies))
+        for text, folder in studies:
+            action = self._recent.addAction(printable(text).replace("&", "&&"))
+            action.triggered.connect(lambda _=False, folder=folder: self.recent_chosen.emit(folder))
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:  # noqa: N802
         """The wheel scrolls the panel; it does not change a list that happens to lie under it."""
@@ -282,24 +320,22 @@ class PromptPanel(Panel):
 
     def show_nothing_open(self) -> None:
         """An empty panel says what to do next."""
-        self.show_notice(
-            "Open a scan, or a study to keep labels.\n"
-            "New here? Study ▸ Hippocampus sample opens forty scans with a model."
-        )
+        self.show_notice("")
         for box in (*self._scan_boxes, self._study_box, self._judge_box):
             box.setVisible(False)
         self._add_action.setEnabled(False)
         self._export_action.setEnabled(False)
+        self._rename_action.setEnabled(False)
 
     def show_study_open(self) -> None:
         """A study is open, a scan of it not yet (or it cannot be read): cases can be chosen."""
         self._study_box.setVisible(True)
         self._add_action.setEnabled(True)
         self._export_action.setEnabled(True)
+        self._rename_action.setEnabled(True)
 
     def show_open(self, in_study: bool) -> None:
         """Show what applies to an open scan; judging needs a study."""
-        self._offer.setVisible(False)
         self.start.setCurrentIndex(0)
         for box in self._scan_boxes:
             box.setVisible(True)
@@ -307,6 +343,7 @@ class PromptPanel(Panel):
             box.setVisible(in_study)
         self._add_action.setEnabled(in_study)
         self._export_action.setEnabled(in_study)
+        self._rename_action.setEnabled(in_study)
 
     @property
     def _scan_boxes(self) -> tuple[QWidget, ...]:
@@ -314,10 +351,17 @@ class PromptPanel(Panel):
 
     def show_view_choices(self, windows: list[str], planes: bool) -> None:
         """Which windows there are for this scan, and whether it has planes to choose from."""
+        chosen = self.windows.currentText()
         self.windows.clear()
         self.windows.addItems(windows)
+        self.windows.setCurrentText(chosen if chosen in windows else windows[0])
         for each in self.planes:
             each.setVisible(planes)
+
+    def show_levels(self, level: float, width: float) -> None:
+        """The window in numbers."""
+        digits = 0 if width >= 20 else 2
+        self._levels.setText(f"L {level:,.{digits}f}  W {width:,.{digits}f}")
 
     def show_window_chosen(self, name: str) -> None:
         self.windows.setCurrentText(name)
@@ -335,11 +379,35 @@ class PromptPanel(Panel):
         self._take.setToolTip(unmarked(tip))
         self._offer.setVisible(True)
 
+    def hide_offer(self) -> None:
+        self._offer.setVisible(False)
+
     def show_notice(self, text: str, warning: bool = False) -> None:
-        """One sentence above the form; empty hides it."""
-        self._notice.setText(text)
-        self._notice.setVisible(bool(text))
-        self._notice.setStyleSheet("QLabel { color: #f2a93b; }" if warning else "")
+        """What happened, or what to mind; empty hides it."""
+        self._notice.show_text(text, warning)
+
+    def show_next_step(self, text: str) -> None:
+        """What to do next, in one line; empty hides it."""
+        self._next.setText(text)
+        self._next.setVisible(bool(text))
+
+    def show_reports(self, texts: Sequence[str]) -> None:
+        """What the study's captions say of the scan on screen."""
+        shown = " ".join(dict.fromkeys(texts))
+        for part in (self._reports, self._reports_row):
+            part.setVisible(bool(shown))
+        self._reports.setText(shown if len(shown) <= 300 else f"{shown[:299]}…")
+        self._reports.setToolTip(unmarked(shown))
+
+    def show_threshold(self, threshold: float) -> None:
+        """The threshold in use, without telling of a change."""
+        self.threshold.blockSignals(True)
+        self.threshold.setValue(threshold)
+        self.threshold.blockSignals(False)
+
+    def forget_prompts(self) -> None:
+        """Another study: words typed for the one before mean nothing here."""
+        self.prompt.forget()
 
     def show_cases(self, cases: list[tuple[str, str]], current: str, labelled: int) -> None:
         """Fill the list of (case id, title)."""
@@ -369,9 +437,11 @@ class PromptPanel(Panel):
             self.model.setItemData(self.model.count() - 1, unmarked(f"Knows: {known}"), Qt.ItemDataRole.ToolTipRole)
         self.model.setCurrentIndex(self.model.findData(current))
 
-    def show_measures(self, volumes_ml: tuple[float, float, float], text_prediction: float, label_text: float) -> None:
-        """Volumes of text mask, prediction and label in ml, and two Dice (NaN is a dash)."""
-        self._measures.show_values(volumes_ml, text_prediction, label_text)
+    def show_measures(
+        self, sizes: tuple[float, float, float], text_prediction: float, label_text: float, unit: str = "ml"
+    ) -> None:
+        """Sizes of text mask, prediction and label, and two Dice (NaN is a dash)."""
+        self._measures.show_values(sizes, text_prediction, label_text, unit)
 
     def show_state(self, text: str) -> None:
         self._state.setText(text)

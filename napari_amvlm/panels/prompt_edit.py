@@ -13,6 +13,7 @@ class PromptEdit(QPlainTextEdit):
     """Enter runs, Shift+Enter makes a new line, Ctrl+Up and Ctrl+Down walk the history."""
 
     submitted = Signal(str)
+    left = Signal()
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,18 +24,25 @@ class PromptEdit(QPlainTextEdit):
         self._completer.setCaseSensitivity(Qt.CaseSensitivity.CaseInsensitive)
         self._completer.setFilterMode(Qt.MatchFlag.MatchContains)
         self._completer.setMaxVisibleItems(8)
-        self._completer.popup().setStyleSheet(
-            "QListView { background: #2b2f38; color: #f0f1f2; border: 1px solid #5a626c; padding: 2px; }"
-            "QListView::item:selected { background: #2a6f86; }"
-        )
         self._completer.activated.connect(self._insert)
         self.setPlaceholderText("What to outline, for example: anterior hippocampus")
         self.setToolTip(
-            "Enter runs · Shift+Enter new line · Ctrl+↑/↓ earlier prompts. Left and right are the patient's."
+            "Enter runs · Shift+Enter new line · Ctrl+↑/↓ earlier prompts · Esc leaves. Sides are the patient's."
         )
         self.setFixedHeight(3 * self.fontMetrics().lineSpacing() + 10)
         self.setTabChangesFocus(True)
-        self.setStyleSheet("QPlainTextEdit { background: #1b1d23; border: 1px solid #5a626c; border-radius: 3px; }")
+        self.use_theme(light=False)
+
+    def use_theme(self, light: bool) -> None:
+        """Letters and ground of a dark or a light window; the list of completions is a window of its own."""
+        ground, letters, chosen = ("#ffffff", "#1b1d23", "#cfe6ef") if light else ("#1b1d23", "#f0f1f2", "#2a6f86")
+        self.setStyleSheet(
+            f"QPlainTextEdit {{ background: {ground}; color: {letters}; border: 1px solid #7d858f }}"
+        )
+        self._completer.popup().setStyleSheet(
+            f"QListView {{ background: {ground}; color: {letters}; border: 1px solid #5a626c; padding: 2px; }}"
+            f"QListView::item:selected {{ background: {chosen}; color: {letters}; }}"
+        )
 
     def keyPressEvent(self, event: QKeyEvent) -> None:  # noqa: N802
         enter = event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter)
@@ -43,7 +51,12 @@ class PromptEdit(QPlainTextEdit):
         if popup.isVisible() and (event.key() == Qt.Key.Key_Escape or (chosen and (enter or event.key() == _TAB))):
             event.ignore()  # the list of completions takes it
             return
-        popup.hide() if enter else None
+        if enter:
+            self._hide_list()
+        if event.key() == Qt.Key.Key_Escape:
+            self._hide_list()
+            self.left.emit()
+            return
         control = bool(event.modifiers() & Qt.KeyboardModifier.ControlModifier)
         if enter and not event.modifiers() & Qt.KeyboardModifier.ShiftModifier:
             self.submit()
@@ -70,19 +83,31 @@ class PromptEdit(QPlainTextEdit):
         count = self._completer.completionCount()
         alone = count == 1 and self._completer.currentCompletion() == typed
         if len(typed) < 2 or not count or alone or self._completer.model().rowCount() == 0:
-            popup.hide()
+            self._hide_list()
             return
+        popup.setFocusProxy(self)
         place = self.cursorRect()
         place.setWidth(self.viewport().width() - 8)
         place.setLeft(4)
         place.translate(0, 4)  # clear of the line that is typed
         self._completer.complete(place)
 
+    def _hide_list(self) -> None:
+        """Hide the completions for good: the window system may activate their window late, which must not focus us."""
+        self._completer.popup().hide()
+        self._completer.popup().setFocusProxy(None)
+
     def _insert(self, wording: str) -> None:
         cursor = self.textCursor()
         cursor.movePosition(cursor.MoveOperation.StartOfBlock, cursor.MoveMode.KeepAnchor)
         cursor.insertText(wording)
         self.setTextCursor(cursor)
+
+    def forget(self) -> None:
+        """Empty, without a history."""
+        self.clear()
+        self._history.clear()
+        self._position = 0
 
     def submit(self) -> None:
         """Emit the text and remember it."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import pyqtgraph
-from qtpy.QtCore import QSize, Qt, Signal
-from qtpy.QtGui import QIcon, QImage, QKeyEvent, QPixmap
+from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import (
     QAbstractItemView,
     QComboBox,
@@ -17,60 +15,11 @@ from qtpy.QtWidgets import (
 )
 
 from napari_amvlm.panels.parts import Panel, ProgressRow, button, cell, small, wrapped
+from napari_amvlm.panels.queue import QueueRow, QueueTable
 
 ORDERS = (("In random order", "random"), ("Worst first", "worst"), ("Best first", "best"),
           ("Most disagreement", "disagreement"), ("Most different", "diverse"), ("By name", "name"))  # fmt: skip
 FILTERS = ("To judge", "All", "Flagged", "Accepted", "Absent", "Skipped", "Rejected", "Work in progress")
-THUMBNAIL = 44
-_KEYS = {Qt.Key.Key_A: "accept", Qt.Key.Key_N: "absent", Qt.Key.Key_K: "skip", Qt.Key.Key_R: "reject"}
-
-
-@dataclass(frozen=True)
-class QueueRow:
-    """A case of the queue; ``expected`` is expected Dice, None where nothing was assessed."""
-
-    case_id: str
-    title: str
-    state: str
-    expected: float | None
-    flags: str
-
-
-class QueueTable(QTableWidget):
-    """Arrows walk, Enter opens, A N K R judge the case that is open."""
-
-    opened = Signal(str)
-    judged = Signal(str, str)
-
-    def __init__(self) -> None:
-        super().__init__(0, 4)
-        self.setHorizontalHeaderLabels(["Case", "Dice?", "Status", "Look at"])
-        self.horizontalHeaderItem(1).setToolTip("Expected Dice of the model's mask, calibrated on validation cases")
-        self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
-        self.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
-        self.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
-        self.setIconSize(QSize(THUMBNAIL, THUMBNAIL))
-        self.setWordWrap(False)
-        self.verticalHeader().setVisible(False)
-        self.verticalHeader().setDefaultSectionSize(THUMBNAIL + 6)
-        header = self.horizontalHeader()
-        header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
-        header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
-        self.setToolTip("Arrows walk · Enter opens · on the open case: A accept, N absent, K skip, R reject")
-        self.itemDoubleClicked.connect(lambda item: self.opened.emit(self.case_at(item.row())))
-
-    def case_at(self, row: int) -> str:
-        item = self.item(row, 0)
-        return str(item.data(Qt.ItemDataRole.UserRole)) if item is not None else ""
-
-    def keyPressEvent(self, event: QKeyEvent) -> None:  # noqa: N802
-        case_id = self.case_at(self.currentRow())
-        if event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter) and case_id:
-            self.opened.emit(case_id)
-        elif event.key() in _KEYS and not event.modifiers() and case_id:
-            self.judged.emit(case_id, _KEYS[Qt.Key(event.key())])
-        else:
-            super().keyPressEvent(event)
 
 
 class ReviewPanel(Panel):
@@ -82,6 +31,7 @@ class ReviewPanel(Panel):
     filter_chosen = Signal(str)
     case_opened = Signal(str)
     case_selected = Signal(str)
+    pictures_wanted = Signal(object)
     judged = Signal(str, str)
     step_requested = Signal(int)
     restore_requested = Signal(int)
@@ -90,6 +40,17 @@ class ReviewPanel(Panel):
 
     def __init__(self) -> None:
         super().__init__()
+        self._build_head()
+        self._build_choices()
+        self._build_queue()
+        self._build_histogram()
+        self._build_history()
+        self.finish(400)
+        self.show_idle()
+        self.show_difference_open(False)
+        self.show_no_study()
+
+    def _build_head(self) -> None:
         self._summary = wrapped()
         self.column.addWidget(self._summary)
         self.assess = button("Assess all cases", "Run the model on every unjudged case and grade its masks",
@@ -98,6 +59,8 @@ class ReviewPanel(Panel):
         self._row = ProgressRow("What was graded so far is kept", self.cancel_requested.emit)
         self.show_progress, self.show_idle = self._row.show_progress, self._row.show_idle
         self.column.addWidget(self._row)
+
+    def _build_choices(self) -> None:
         row = QHBoxLayout()
         self.filter, self.order = QComboBox(), QComboBox()
         self.filter.addItems(FILTERS)
@@ -112,19 +75,26 @@ class ReviewPanel(Panel):
         row.addWidget(self.filter, 1)
         row.addWidget(self.order, 1)
         self.column.addLayout(row)
+
+    def _build_queue(self) -> None:
         self.queue = QueueTable()
         self.queue.setMinimumHeight(300)
         self.queue.opened.connect(self.case_opened)
         self.queue.judged.connect(self.judged)
-        self.queue.currentCellChanged.connect(lambda row, *_: self.case_selected.emit(self.queue.case_at(row)))
+        self.queue.selected.connect(self.case_selected)
+        self.queue.cases.pictures_wanted.connect(self.pictures_wanted)
         self.column.addWidget(self.queue, 3)
         for choice in (self.filter, self.order):  # what was asked for stands at the top
+            choice.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+            choice.setMinimumContentsLength(8)
             choice.activated.connect(lambda _: self.queue.scrollToTop())
         row = QHBoxLayout()
         row.addWidget(button("◀ Previous", "The case before, in this order", lambda: self.step_requested.emit(-1)))
         row.addWidget(button("Next ▶", "The next case, in this order", lambda: self.step_requested.emit(1)))
-        row.addWidget(button("Reject", "The mask is no good and not worth mending (R)", self._reject))
+        row.addWidget(button("Reject", "The mask is no good and not worth correcting (R)", self._reject))
         self.column.addLayout(row)
+
+    def _build_histogram(self) -> None:
         self.histogram = pyqtgraph.PlotWidget(background=None)
         self.histogram.setMouseEnabled(False, False)
         self.histogram.setMenuEnabled(False)
@@ -132,6 +102,8 @@ class ReviewPanel(Panel):
         self.histogram.setFixedHeight(120)
         self.histogram.setTitle("Expected Dice of the unjudged cases", size="8pt")
         self.column.addWidget(self.histogram)
+
+    def _build_history(self) -> None:
         self._provenance = wrapped("History of the selected case")
         self.column.addWidget(self._provenance)
         self.history = QTableWidget(0, 5)
@@ -141,14 +113,14 @@ class ReviewPanel(Panel):
         self.history.verticalHeader().setVisible(False)
         self.history.setWordWrap(False)
         self.history.setFixedHeight(130)
-        self.history.setToolTip("Select one revision to bring it back, two to see their difference")
+        self.history.setToolTip("Select one revision to restore it, two to see their difference")
         header = self.history.horizontalHeader()
         header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
         header.setSectionResizeMode(3, QHeaderView.ResizeMode.Stretch)
         self.history.itemSelectionChanged.connect(self._show_actions)
         self.column.addWidget(self.history)
         row = QHBoxLayout()
-        self._restore = button("Bring back", "Make the selected revision count again, as a new one", self._emit_restore)
+        self._restore = button("Restore", "Make the selected revision count again, as a new one", self._emit_restore)
         self._compare = button("Difference", "Show two selected revisions side by side", self._emit_difference)
         self._close = button("Close difference", "Back to the model's masks", self.difference_closed.emit)
         for each in (self._restore, self._compare, self._close):
@@ -156,13 +128,9 @@ class ReviewPanel(Panel):
         self.column.addLayout(row)
         self._said = small("")
         self.column.addWidget(self._said)
-        self.finish(400)
-        self.show_idle()
-        self.show_difference_open(False)
-        self.show_no_study()
 
     def _reject(self) -> None:
-        if case_id := self.queue.case_at(self.queue.currentRow()):
+        if case_id := self.queue.current_case():
             self.judged.emit(case_id, "reject")
 
     def _selected(self) -> list[int]:
@@ -184,7 +152,7 @@ class ReviewPanel(Panel):
 
     def show_no_study(self) -> None:
         self._summary.setText("Open a study first: Plugins ▸ AMVLM ▸ Segment with text.")
-        self.queue.setRowCount(0)
+        self.queue.show_rows([], "")
         self.history.setRowCount(0)
         self.assess.setEnabled(False)
         self._show_actions()
@@ -193,27 +161,13 @@ class ReviewPanel(Panel):
         self._summary.setText(text)
         self.assess.setEnabled(can_assess)
 
-    def show_queue(self, rows: list[QueueRow], selected: str) -> None:
+    def show_queue(self, rows: Sequence[QueueRow], selected: str) -> None:
         """Fill the table; the selected case stays selected where it is still listed."""
-        table = self.queue
-        table.blockSignals(True)
-        table.setRowCount(len(rows))
-        for number, row in enumerate(rows):
-            cells = (row.title, "–" if row.expected is None else f"{row.expected:.2f}", row.state, row.flags)
-            for column, text in enumerate(cells):
-                table.setItem(number, column, cell(text))
-            table.item(number, 0).setData(Qt.ItemDataRole.UserRole, row.case_id)
-        place = next((n for n, row in enumerate(rows) if row.case_id == selected), -1)
-        table.setCurrentCell(place, 0) if place >= 0 else table.clearSelection()
-        table.blockSignals(False)
+        self.queue.show_rows(rows, selected)
 
     def show_thumbnails(self, pictures: Mapping[str, tuple[int, int, bytes]]) -> None:
         """Small pictures beside names, by case: width, height and height × width × 3 bytes."""
-        for row in range(self.queue.rowCount()):
-            if (found := pictures.get(self.queue.case_at(row))) is not None:
-                width, height, rgb = found
-                image = QImage(rgb, width, height, 3 * width, QImage.Format.Format_RGB888).copy()
-                self.queue.item(row, 0).setIcon(QIcon(QPixmap.fromImage(image)))
+        self.queue.cases.show_pictures(pictures)
 
     def show_histogram(self, counts: list[int]) -> None:
         """Counts in equal bins from 0 to 1."""

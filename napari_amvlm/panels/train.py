@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+from collections.abc import Mapping
 
 import pyqtgraph
 from qtpy.QtCore import Signal
@@ -13,12 +14,14 @@ from qtpy.QtWidgets import (
     QFormLayout,
     QHBoxLayout,
     QHeaderView,
+    QLineEdit,
     QProgressBar,
     QTableWidget,
     QWidget,
 )
 
-from napari_amvlm.panels.parts import Fold, Panel, button, cell, make_plain, small, wrapped
+from napari_amvlm.panels.measures import MASK_COLOURS
+from napari_amvlm.panels.parts import Fold, Panel, button, cell, make_plain, small, warning_label, wrapped
 from napari_amvlm.wording import printable
 
 COLOURS = ("#2fb5d2", "#f2a93b", "#e0457b", "#7bc96f", "#b48ead", "#d0d0d0")
@@ -32,12 +35,16 @@ ENOUGH = 5
 _MOST_STEPS = 2**31 - 1
 
 
-class Curves(pyqtgraph.PlotWidget):
-    """Named curves over steps, and nothing to click away."""
+MASKS = {**dict(zip(("text mask", "prediction"), MASK_COLOURS, strict=False)), "merged mask": "#7bc96f"}
+"""Curves of the masks have the colours of their views."""
 
-    def __init__(self, title: str) -> None:
+
+class Curves(pyqtgraph.PlotWidget):
+    """Named curves over steps, and nothing to click away; ``colours`` are those of names known before."""
+
+    def __init__(self, title: str, colours: Mapping[str, str] | None = None) -> None:
         super().__init__(background=None)
-        self._title = title
+        self._title, self._colours = title, dict(colours or {})
         self.setMouseEnabled(False, False)
         self.hideButtons()
         self.setMenuEnabled(False)
@@ -59,16 +66,19 @@ class Curves(pyqtgraph.PlotWidget):
         xs.append(step)
         ys.append(value)
         if name not in self._curves:
-            colour = COLOURS[len(self._curves) % len(COLOURS)]
+            colour = self._colour(name, len(self._curves))
             self._curves[name] = self.plot(pen=pyqtgraph.mkPen(colour, width=2), name=name, symbol="o", symbolSize=3,
                                            symbolBrush=colour, symbolPen=None)  # fmt: skip
             self._show_names()
         self._curves[name].setData(xs, ys)
 
+    def _colour(self, name: str, number: int) -> str:
+        return self._colours.get(name, COLOURS[number % len(COLOURS)])
+
     def _show_names(self) -> None:
         """Names in their curves' colours, in the title: a legend would cover the curves."""
         names = " · ".join(
-            f"<span style='color:{COLOURS[n % len(COLOURS)]}'>{html.escape(printable(name[:40]))}</span>"
+            f"<span style='color:{self._colour(name, n)}'>{html.escape(printable(name[:40]))}</span>"
             for n, name in enumerate(self._curves)
         )
         self.setTitle(f"{self._title}<br>{names}" if names else self._title, size="8pt")
@@ -94,8 +104,16 @@ class TrainPanel(Panel):
 
     def __init__(self) -> None:
         super().__init__()
+        self._build_choices()
+        self._build_plan()
+        self._build_run()
+        self._build_result()
+        self.finish(380)
+        self.show_no_study()
+
+    def _build_choices(self) -> None:
         self._counts = wrapped()
-        self._notice = wrapped()
+        self._notice = warning_label()
         self.column.addWidget(self._counts)
         self.column.addWidget(self._notice)
         self._minutes = QComboBox()
@@ -104,16 +122,24 @@ class TrainPanel(Panel):
             self._minutes.addItem(text, value)
         self._minutes.setCurrentIndex([value for value, _ in MINUTES].index(USUAL_MINUTES))
         self._minutes.currentIndexChanged.connect(lambda _: self.minutes_changed.emit())
-        row = QFormLayout()
-        row.addRow("Minutes", self._minutes)
-        self.column.addLayout(row)
-        self._plan = wrapped()
+        form = QFormLayout()
+        form.addRow("Time", self._minutes)
+        self._name = QLineEdit()
+        self._name.setMaxLength(40)
+        self._name.setToolTip("What the new model is called")
+        form.addRow("Model's name", self._name)
+        self.column.addLayout(form)
+
+    def _build_plan(self) -> None:
+        self._plan = warning_label()
         self._reasons = small("")
         self._details = Fold("Details", "Every choice of the plan, and why", self._reasons)
         self._form = QWidget()
         self._advanced = Fold("Advanced", "Settings for those who compare trainings", self._form)
         for part in (self._plan, self._details, self._advanced):
             self.column.addWidget(part)
+
+    def _build_run(self) -> None:
         row = QHBoxLayout()
         self.start = button("Start", "Train on the accepted labels, in a process of its own", self.start_requested.emit)
         self.stop = button("Stop", "Save a usable model and end", self.stop_requested.emit)
@@ -125,6 +151,8 @@ class TrainPanel(Panel):
         self.column.addWidget(self.progress)
         self._stage = wrapped()
         self.column.addWidget(self._stage)
+
+    def _build_result(self) -> None:
         self.table = QTableWidget(0, 3)
         self.table.setHorizontalHeaderLabels(["Validation Dice", "before", "after"])
         header = self.table.horizontalHeader()
@@ -134,17 +162,18 @@ class TrainPanel(Panel):
         self.table.setEditTriggers(QTableWidget.EditTrigger.NoEditTriggers)
         self.column.addWidget(self.table)
         self.use = button("Use the new model", "Choose it in Segment with text", self.use_model_requested.emit)
-        self.back = button("Back to the model before", "Choose the earlier model again", self.old_model_requested.emit)
+        self.back = button(
+            "Switch back to the previous model", "Nothing of the new model is lost", self.old_model_requested.emit
+        )
         row = QHBoxLayout()
         row.addWidget(self.use)
         row.addWidget(self.back)
         self.column.addLayout(row)
         self.losses = Curves("Losses by step")
-        self.dice = Curves("Dice on validation cases by step")
-        self.column.addWidget(self.losses)
+        self.dice = Curves("Dice on validation cases by step", MASKS)
+        self._loss_box = Fold("Details of the run", "What the training minimises", self.losses)
         self.column.addWidget(self.dice)
-        self.finish(380)
-        self.show_no_study()
+        self.column.addWidget(self._loss_box)
 
     def set_form(self, form: QWidget) -> None:
         """Put the settings form, built from config.py, in its place."""
@@ -161,6 +190,15 @@ class TrainPanel(Panel):
         """What the person gives to the training."""
         return float(self._minutes.currentData())
 
+    @property
+    def model_name(self) -> str:
+        """What the new model is to be called."""
+        return str(self._name.text())
+
+    def suggest_name(self, name: str) -> None:
+        """A name for the next model."""
+        self._name.setText(name)
+
     def showEvent(self, event: QShowEvent) -> None:  # noqa: N802
         super().showEvent(event)
         self.shown.emit()
@@ -169,14 +207,15 @@ class TrainPanel(Panel):
         """What a training would do, and why; "" hides it."""
         self._plan.setText(line)
         self._plan.setVisible(bool(line))
-        self._plan.setStyleSheet("QLabel { color: #f2a93b; }" if warning else "")
+        self._plan.colour(warning)
         self._reasons.setText("\n".join(f"• {reason}" for reason in reasons))
         self._details.setVisible(bool(reasons))
 
     def show_no_study(self) -> None:
         self._counts.setText("Open a study first: Plugins ▸ AMVLM ▸ Segment with text.")
         self.show_plan("", [])
-        for part in (self.progress, self._stage, self.losses, self.dice, self.table, self.use, self.back, self._notice):
+        run = (self.progress, self._stage, self._loss_box, self.dice)
+        for part in (*run, self.table, self.use, self.back, self._notice):
             part.setVisible(False)
         self.show_running(False, can_start=False, can_resume=False)
 
@@ -194,17 +233,19 @@ class TrainPanel(Panel):
         self.resume.setEnabled(can_resume and not running)
         self._form.setEnabled(not running)
         self._minutes.setEnabled(not running)
+        self._name.setEnabled(not running)
 
     def show_notice(self, text: str, warning: bool = False) -> None:
         self._notice.setText(text)
         self._notice.setVisible(bool(text))
-        self._notice.setStyleSheet("QLabel { color: #f2a93b; }" if warning else "")
+        self._notice.colour(warning)
 
     def show_run_begun(self) -> None:
         """Clear the curves for a new run."""
         for curves in (self.losses, self.dice):
             curves.reset()
-            curves.setVisible(True)
+        self._loss_box.setVisible(True)
+        self.dice.setVisible(True)
         self.table.setVisible(False)
         self.use.setVisible(False)
         self.back.setVisible(False)
@@ -217,8 +258,9 @@ class TrainPanel(Panel):
         self._stage.setVisible(True)
         self._stage.setText(text)
 
-    def show_result(self, rows: list[tuple[str, str, str]], text: str) -> None:
-        """Before and after by mask and structure, and the offer to use the model."""
+    def show_result(self, rows: list[tuple[str, str, str]], text: str, worse: bool = False) -> None:
+        """Before and after by mask and structure, and the offer to use the model; one that is worse says so."""
+        self.use.setText("Use it anyway" if worse else "Use the new model")
         self.progress.setVisible(False)
         self._stage.setVisible(True)
         self._stage.setText(text)
@@ -236,4 +278,4 @@ class TrainPanel(Panel):
         self._stage.setText(text)
         self.use.setVisible(not before)
         self.back.setVisible(bool(before))
-        self.back.setText(f"Back to {printable(before)}".replace("&", "&&") if before else "")
+        self.back.setText(f"Switch back to {printable(before)}".replace("&", "&&") if before else "")

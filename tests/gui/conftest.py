@@ -53,6 +53,10 @@ class Window:
         self.idle()
 
     @property
+    def next_step(self) -> str:
+        return str(self.prompt._next.text())
+
+    @property
     def notice(self) -> str:
         return str(self.prompt._notice.text())
 

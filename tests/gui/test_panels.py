@@ -17,8 +17,10 @@ from amvlm.events import Validation
 from napari_amvlm.forms import form_values, settings_form
 from napari_amvlm.jobs import Job, Worker
 from napari_amvlm.panels.prompt import PromptPanel
+from napari_amvlm.panels.queue import QueueRow
+from napari_amvlm.panels.review import ReviewPanel
 from napari_amvlm.panels.train import TrainPanel
-from napari_amvlm.training_account import comparison
+from napari_amvlm.training_account import Verdict, comparison, model_name, verdict
 from napari_amvlm.training_controller import FIELDS
 
 
@@ -69,6 +71,31 @@ def test_every_button_has_a_tooltip(qtbot: Any) -> None:
             assert all(widget.toolTip() for widget in panel.findChildren(kind))
 
 
+def test_a_queue_of_any_length_draws_what_is_looked_at(qtbot: Any) -> None:
+    panel = ReviewPanel()
+    qtbot.addWidget(panel)
+    panel.resize(400, 900)
+    rows = [QueueRow(f"case-{n:05d}", f"scan {n}", "not judged", n / 5000, "") for n in range(5000)]
+    asked: list[str] = []
+    panel.pictures_wanted.connect(asked.extend)
+    panel.show_queue(rows, "case-00002")
+    panel.show()
+    qtbot.waitUntil(lambda: bool(asked))
+    assert panel.queue.cases.rowCount() == 5000
+    assert panel.queue.current_case() == "case-00002"
+    assert "case-00000" in asked
+    assert len(set(asked)) < 50
+    asked.clear()
+    panel.show_thumbnails({"case-00000": (2, 1, b"\0" * 6)})
+    cases = panel.queue.cases
+    assert not cases.data(cases.index(0, 0), Qt.ItemDataRole.DecorationRole).isNull()
+    opened: list[str] = []
+    panel.case_opened.connect(opened.append)
+    panel.queue.select(4999)
+    qtbot.keyClick(panel.queue, Qt.Key.Key_Return)
+    assert opened == ["case-04999"]
+
+
 def test_the_form_comes_from_the_settings(qtbot: Any) -> None:
     form = settings_form(TrainSettings, FIELDS)
     values = form_values(form)
@@ -84,6 +111,30 @@ def test_before_and_after_side_by_side() -> None:
     assert comparison(before, after)[1] == ("prediction, a", "0.500", "0.700")
     assert comparison(None, after)[0] == ("text mask, a", "–", "0.800")
     assert comparison(before, None) == []
+
+
+def scores(dice: float, step: int = 9, **kinds: dict[str, float]) -> Validation:
+    return Validation(step=step, student={"a": dice}, text_mask={}, merged=kinds.get("merged", {}))
+
+
+def test_a_training_ends_with_a_sentence() -> None:
+    better = verdict(scores(0.80, 0), scores(0.85), 6)
+    assert better == Verdict("The new model is better: Dice 0.80 before, 0.85 now, on 6 validation cases.")
+    assert "as good as the one in use" in verdict(scores(0.80, 0), scores(0.805), 6).sentence
+    worse = verdict(scores(0.95, 0), scores(0.0), 1)
+    assert worse.worse
+    assert worse.sentence.startswith("The new model is worse")
+    assert "too few cases to tell" in verdict(scores(0.80, 0), scores(0.85), 1).sentence
+    assert "not yet known" in verdict(None, None, 0).sentence
+    assert verdict(None, scores(0.7), 6).sentence == "Dice 0.70 on 6 validation cases."
+    assert "0.60 now" in verdict(scores(0.1, 0, merged={"a": 0.5}), scores(0.2, merged={"a": 0.6}), 6).sentence
+
+
+def test_a_new_model_has_a_name_that_a_folder_can_have() -> None:
+    assert model_name("", []) == "model-1"
+    assert model_name("model-1", ["model-1", "model-2"]) == "model-3"
+    assert model_name("../Liver, portal phase!", []) == "Liver- portal phase"
+    assert model_name("Liver", ["liver"]) == "Liver-2"
 
 
 @pytest.fixture

@@ -89,6 +89,30 @@ def test_a_new_request_ends_the_older_one(
     assert preview._child is None
 
 
+def test_judging_case_after_case_measures_once_and_never_waits(
+    preview: PlanPreview, qtbot: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    begun = tmp_path / "begun"
+    count = f"open({str(begun)!r}, 'a').write('x')"
+    answering(monkeypatch, f"{count}; print({FACTS.model_dump_json()!r})")
+    monkeypatch.setattr(plan_preview, "PAUSE_MS", 300)
+    measured(preview, qtbot, state=0)  # the first time at once
+    assert begun.read_text() == "x"
+    for state in range(1, 30):
+        preview.measure(Path("study"), state)
+        assert preview.of(10).reasons  # the plan of a moment ago stays on show
+    qtbot.waitUntil(lambda: not preview.measuring, timeout=60_000)
+    assert begun.read_text() == "xx"
+    preview.measure(Path("another study"), 1)
+    assert preview._child is not None  # at once
+
+
+def test_a_training_on_labels_alone_is_planned_as_such(preview: PlanPreview) -> None:
+    preview._facts = FACTS.model_copy(update={"unlabelled": 40})
+    assert any("second learns from all" in reason for reason in preview.of(480).reasons)
+    assert not any("second learns from all" in reason for reason in preview.of(480, labelled_only=True).reasons)
+
+
 def test_the_real_study_is_measured_by_the_real_command(preview: PlanPreview, study: Path, qtbot: Any) -> None:
     preview.measure(study, 1)
     qtbot.waitUntil(lambda: not preview.measuring, timeout=180_000)

@@ -244,7 +244,12 @@ def test_nothing_from_a_study_is_rendered(window: Any, tmp_path: Path) -> None:
         if isinstance(widget, QLabel):
             assert widget.textFormat() == Qt.TextFormat.PlainText, widget.text()
         assert not Qt.mightBeRichText(widget.toolTip()), widget.toolTip()
-    for table in (window.review.queue, window.review.history, window.train.table):
+    queue = window.review.queue.cases
+    for row in range(queue.rowCount()):
+        for column in range(queue.columnCount()):
+            tip = queue.data(queue.index(row, column), Qt.ItemDataRole.ToolTipRole)
+            assert not Qt.mightBeRichText(tip)
+    for table in (window.review.history, window.train.table):
         for row in range(table.rowCount()):
             for column in range(table.columnCount()):
                 item = table.item(row, column)
@@ -316,7 +321,7 @@ def test_kept_strokes_are_offered_where_a_structure_came_meanwhile(window: Any, 
     painted = paint(window)
     window.wait(lambda: bool(asked))
     answer(qtbot, None)
-    window.controller.leave_case()
+    window.controller.opening.leave()
     store.add_structure("spleen")  # on the command line, say
     window.open(bare)
     go_to(window, case_id)
@@ -489,7 +494,8 @@ def test_a_study_that_is_gone_is_said_once(window: Any, study: Path, tmp_path: P
         window.idle()
     assert len(set(said().splitlines())) <= 2
     assert len(notification_manager.records) <= 3
-    for action in (controller.judging.accept, controller.judging.skip, controller.next_case, controller.training.start):
+    judging = controller.judging
+    for action in (judging.accept, judging.skip, controller.opening.next_case, controller.training.start):
         controller.slot(action)()
         window.idle()
     controller.slot(controller.studies.export_labels)(tmp_path / "labels")
@@ -526,13 +532,13 @@ def test_damaged_cases_leave_a_way_to_the_others(window: Any, study: Path) -> No
         (study / case.image_file).write_bytes(b"")
     window.controller.studies.open_study(study)
     window.idle()
-    first = window.controller.case_asked_for
+    first = window.controller.workspace.case_asked_for
     assert first != sound.case_id
     assert window.prompt._study_box.isVisibleTo(window.prompt)
     assert window.notice
-    window.controller.next_case()
+    window.controller.opening.next_case()
     window.idle()
-    assert window.controller.case_asked_for != first  # J goes on, it does not try the same case for ever
+    assert window.controller.workspace.case_asked_for != first  # J goes on, it does not try the same case for ever
     go_to(window, sound.case_id)
 
 

@@ -32,7 +32,7 @@ def test_the_panels_are_in_the_plugins_menu(make_napari_viewer: Callable[..., An
 
 
 def test_an_empty_panel_says_what_to_do(window: Any) -> None:
-    assert "Hippocampus sample" in window.notice
+    assert "Hippocampus sample" in window.next_step
     assert not window.prompt._judge_box.isVisibleTo(window.prompt)
 
 
@@ -284,7 +284,7 @@ def test_layers_removed_by_hand_do_no_harm(window: Any, study: Path) -> None:
     window.open(study)
     window.viewer.layers.clear()
     window.run()
-    window.controller.next_case()
+    window.controller.opening.next_case()
     window.idle()
     assert len(window.viewer.layers) == 9
 
@@ -292,6 +292,8 @@ def test_layers_removed_by_hand_do_no_harm(window: Any, study: Path) -> None:
 def test_side_by_side_and_stacked(window: Any, study: Path) -> None:
     window.open(study)
     grid = window.viewer.canvas.grid
+    assert not grid.enabled  # one large view while there is nothing to compare
+    window.run()
     assert grid.enabled
     layers = list(window.viewer.layers)
     assert [grid.position(i, layers) for i in range(9)] == [(0, i // 3) for i in range(9)]

@@ -16,6 +16,7 @@ from PIL import Image, PngImagePlugin
 from amvlm.cli import main
 from amvlm.errors import UserError
 from amvlm.exchange import import_study
+from amvlm.exchange.importing import _hashed_splits
 from amvlm.imaging import canonical_mask
 from amvlm.models import AmvlmModel
 from amvlm.store import LabelStore, verify
@@ -256,3 +257,15 @@ def test_a_model_is_measured_on_a_folder_that_nobody_imported(
     with pytest.raises(SystemExit):
         main(["evaluate", str(tmp_path / "nowhere"), "--model", str(tmp_path / "model")])
     assert "no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("has_masks", [False, True])
+def test_small_studies_have_cases_to_validate_and_to_train_on(has_masks: bool) -> None:
+    for count in (1, 2, 3, 4, 6, 8, 11, 30, 200):
+        for series in range(20):
+            names = [f"scan {series} {number}" for number in range(count)]
+            splits = list(_hashed_splits(names, has_masks).values())
+            assert splits.count("val") >= min(5, count // 4)
+            assert splits.count("train") + splits.count("test") >= count / 2
+            assert has_masks or "test" not in splits
+            assert _hashed_splits(names[::-1], has_masks) == _hashed_splits(names, has_masks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -23,6 +23,8 @@ from amvlm.text import names_a_side, normalise_caption, to_patient_sides
 
 Masks = Literal["labels", "reference", "ignore"]
 _SPLITS: tuple[tuple[float, Split], ...] = ((0.15, "val"), (0.30, "test"), (1.0, "train"))
+_VALIDATION = 5
+"""Validation cases from which a training knows how good its model is."""
 
 
 def import_study(
@@ -75,9 +77,10 @@ def import_study(
     """
     layout = read_layout(Path(source), structure, labels)
     _refuse_doubtful_names(layout, structure, laterality)
+    has_masks = any(item.mask is not None for item in layout.items)
     choices = _Choices(
-        masks, laterality, split, splits or {}, any(item.mask is not None for item in layout.items),
-        _chosen(layout.items, accept_fraction, seed),
+        masks, laterality, split, splits or {}, has_masks, _chosen(layout.items, accept_fraction, seed),
+        _hashed_splits({_patient_of(item) for item in layout.items}, has_masks),
     )  # fmt: skip
     layout = _without_masks(layout) if masks == "ignore" else layout
     report = ImportReport(structures=list(layout.structures), unused_captions=layout.unused_captions)
@@ -111,11 +114,12 @@ class _Choices:
     splits: Mapping[str, Split]
     has_masks: bool
     accepted: set[Path]
+    hashed: Mapping[str, Split]
 
     def split_of(self, item: Item) -> Split:
         chosen = self.splits.get(item.image.name)
         if chosen is None:
-            chosen = _hashed_split(item.patient or item.name, self.has_masks) if self.split == "auto" else self.split
+            chosen = self.hashed[_patient_of(item)] if self.split == "auto" else self.split
         return chosen
 
     def are_labels(self, item: Item, split: Split) -> bool:
@@ -247,8 +251,27 @@ def _chosen(items: Sequence[Item], fraction: float, seed: int) -> set[Path]:
     return {with_mask[int(index)] for index in order[: round(fraction * len(with_mask))]}
 
 
-def _hashed_split(name: str, has_masks: bool) -> Split:
-    """By a hash of a name; without expert masks there is nothing to test on, so nothing is kept for it."""
-    draw = int(hashlib.sha256(f"split {name}".encode()).hexdigest()[:8], 16) / 2**32
-    found = next(split for bound, split in _SPLITS if draw < bound)
-    return found if has_masks or found != "test" else "train"
+def _patient_of(item: Item) -> str:
+    """What a split keeps together."""
+    return item.patient or item.name
+
+
+def _hashed_splits(patients: Collection[str], has_masks: bool) -> dict[str, Split]:
+    """Patient → split, by a hash of the name, so that the same patient falls into the same split again.
+
+    Without expert masks there is nothing to test on, so nothing is kept for it. The hash alone would leave a small
+    study without validation, or without training: then the patients next in line change over, so that a quarter
+    (at most ``_VALIDATION`` patients) validates and at most half does.
+    """
+    draws = {name: int(hashlib.sha256(f"split {name}".encode()).hexdigest()[:8], 16) / 2**32 for name in patients}
+    splits: dict[str, Split] = {}
+    for name, draw in draws.items():
+        split = next(split for bound, split in _SPLITS if draw < bound)
+        splits[name] = split if has_masks or split != "test" else "train"
+    in_line = sorted(draws, key=lambda name: draws[name])
+    validation = sum(split == "val" for split in splits.values())
+    for name in in_line[validation : min(_VALIDATION, len(in_line) // 4)]:
+        splits[name] = "val"
+    for name in in_line[len(in_line) // 2 : validation]:
+        splits[name] = "train"
+    return splits

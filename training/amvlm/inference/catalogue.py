@@ -10,6 +10,7 @@ from amvlm.paths import check_name
 from amvlm.sample import bundled_model_folder
 from amvlm.store import LabelStore
 from amvlm.store.folders import is_folder, standing_models
+from amvlm.store.memory import recall
 
 BUNDLED = "bundled"
 
@@ -123,8 +124,10 @@ def _is_model(name: str) -> bool:
 
 
 def model_in_use(store: LabelStore) -> Path | None:
-    """The study's newest *trained* model: what a new one is compared with."""
+    """The trained model that this user chose, else the newest trained one: what a new one is compared with."""
     known = Catalogue.of(store)
+    if known.kinds.get(chosen := recall(store.store_id).model) == "trained" and chosen != BUNDLED:
+        return known.folders[chosen]
     return next((f for name, f in known.folders.items() if name != BUNDLED and known.kinds[name] == "trained"), None)
 
 

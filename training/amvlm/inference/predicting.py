@@ -20,6 +20,7 @@ from amvlm.inference.session import Session
 from amvlm.inference.sides import SideCheck
 from amvlm.models import AmvlmModel
 from amvlm.models.card import RESEARCH_ONLY
+from amvlm.models.quality import foretold
 from amvlm.outside import read_bytes, read_json
 from amvlm.paths import inside, slug
 from amvlm.store import Case, LabelStore
@@ -160,10 +161,9 @@ def _write(path: Path, labels: NDArray[np.unsignedinteger], scan: Volume) -> Non
 
 def _expected(session: Session, prompt: str) -> str:
     structure = session.prediction_of(prompt)
-    if structure is None or structure.expected_dice is None:
-        return ""
-    signs = session.signs(prompt)
-    return "" if signs is None else f"{structure.expected_dice.of(signs):.3f}"
+    signs = session.signs(prompt) if structure is not None else None
+    dice = foretold(structure.expected_dice, signs) if structure is not None and signs is not None else None
+    return "" if dice is None else f"{dice:.3f}"
 
 
 def _settings(model: AmvlmModel, order: Order) -> dict[str, object]:

@@ -12,6 +12,7 @@ from amvlm.errors import UserError
 from amvlm.inference.evaluate import default_device, prompt_of
 from amvlm.inference.session import Session
 from amvlm.models import AmvlmModel
+from amvlm.models.quality import foretold
 from amvlm.store import Case, LabelStore, Quality, Structure
 from amvlm.store.records import Split
 
@@ -85,7 +86,8 @@ def _look(
             signs = session.signs(prompt_of(case, structure, captions))
             own = model.card.structure_of(structure.prompt)
             if signs is not None and own is not None:
-                expected = None if own.expected_dice is None else round(own.expected_dice.of(signs), 4)
+                dice = foretold(own.expected_dice, signs)
+                expected = None if dice is None else round(dice, 4)
                 found.append(
                     Quality(
                         case.case_id, structure.name, model.fingerprint, expected, **dataclasses.asdict(signs),

@@ -25,7 +25,7 @@ from amvlm.losses import merged_logits
 from amvlm.models import AmvlmModel, KnownStructure
 from amvlm.models.planned import PlannedStudent
 from amvlm.models.planned_text import PlannedFilmUNet
-from amvlm.models.quality import Signs
+from amvlm.models.quality import Signs, foretold
 from amvlm.text import checked_prompt
 
 BATCH = 16
@@ -109,7 +109,7 @@ class Session:
         """What a person should know before running: words that are not understood, modality, sides."""
         card = self.model.card
         prompt = checked_prompt(prompt)
-        found = list(filter(None, [self._unread(prompt)]))
+        found = list(filter(None, [self.unread(prompt)]))
         if card.modality and self.volume.modality and card.modality != self.volume.modality:
             found.append(f"This model was trained on {card.modality}; the scan is {self.volume.modality}.")
         if card.planar != self.volume.planar:
@@ -121,7 +121,7 @@ class Session:
             found.append("The file does not say which side is the patient's left: check sides yourself.")
         return found
 
-    def _unread(self, prompt: str) -> str:
+    def unread(self, prompt: str) -> str:
         """What the model does not understand of a prompt, also where it was trained on reports; or ""."""
         card = self.model.card
         if not card.free_captions:
@@ -144,8 +144,9 @@ class Session:
         -------
         str
             A sentence, or "". Of a structure that the student predicts: a text mask that is empty beside a prediction
-            that is not, or an expected Dice below 0.5. Of one that the model was not taught: a text mask that, on up
-            to 16 slices with the largest masks, is the same as under an empty caption (Dice ≥ 0.95).
+            that is not, or an expected Dice below 0.5, where at least five cases tell it. Of one that the model was not
+            taught: a text mask that, on up to 16 slices with the largest masks, is the same as under an empty caption
+            (Dice ≥ 0.95).
         """
         card, name = self.model.card, checked_prompt(prompt)
         structure = self.prediction_of(prompt)
@@ -154,13 +155,13 @@ class Session:
             if not self._areas.any() and signs is not None and signs.agreement == 0 and self._predicts_any(structure):
                 return (
                     f"The text finds no “{name}” in this scan, although the prediction outlines something. "
-                    "If it is not there, choose Absent."
+                    "Compare the two."
                 )
-            expected = None if signs is None or structure.expected_dice is None else structure.expected_dice.of(signs)
+            expected = None if signs is None else foretold(structure.expected_dice, signs)
             if expected is not None and expected < _DOUBTFUL and self._areas.any():
                 return (
-                    f"The mask of “{name}” is probably poor (expected Dice {expected:.2f}): is it in this scan at all? "
-                    "If not, choose Absent."
+                    f"The mask of “{name}” is probably poor (expected Dice {expected:.2f}). "
+                    "Check it in every slice."
                 )
             return ""
         if card.structure_of(name) is not None or not self._areas.any():

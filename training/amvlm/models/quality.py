@@ -17,6 +17,8 @@ from torch import Tensor
 from amvlm.losses import merged_logits
 from amvlm.metrics import Overlap
 
+FEWEST_CASES = 5
+"""Cases from which expected Dice is worth telling."""
 _PRIOR_CASES = 5.0
 """The ridge: how many cases the assumption below is worth."""
 _SCALES = (0.1, 0.2, 0.05, 0.3, 0.5, 2.0)
@@ -124,6 +126,11 @@ class ExpectedDice(BaseModel):
         """Expected Dice in [0, 1]."""
         z = _standard(np.array(signs.vector()), np.array(self.means))
         return float(np.clip(self.mean_dice + z @ np.array(self.weights), 0.0, 1.0))
+
+
+def foretold(expected: ExpectedDice | None, signs: Signs) -> float | None:
+    """Expected Dice in [0, 1]; None where fewer than ``FEWEST_CASES`` cases tell it: that is not yet known."""
+    return None if expected is None or expected.cases < FEWEST_CASES else expected.of(signs)
 
 
 def _standard(vector: NDArray[np.float64], means: NDArray[np.float64]) -> NDArray[np.float64]:

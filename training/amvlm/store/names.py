@@ -17,13 +17,14 @@ from amvlm.paths import check_store_id
 _SECRET_BYTES = 32
 
 
-def _folder() -> Path:
+def user_folder() -> Path:
+    """Where this user's private files are kept."""
     return Path(platformdirs.user_data_dir("napari-amvlm", appauthor=False))
 
 
 def _files(store_id: str) -> tuple[Path, Path]:
     """The list of a store: one written by earlier releases, and the one that is added to."""
-    stem = _folder() / f"names-{check_store_id(store_id)}"
+    stem = user_folder() / f"names-{check_store_id(store_id)}"
     return stem.with_suffix(".json"), stem.with_suffix(".jsonl")
 
 
@@ -82,7 +83,7 @@ def user_secret(purpose: str) -> str:
     UserError
         If the user's data folder cannot be written.
     """
-    path = _folder() / "secret"
+    path = user_folder() / "secret"
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not path.is_file() or len(path.read_bytes()) != _SECRET_BYTES:
