@@ -44,7 +44,8 @@ from amvlm.learning import planned_opening, pretrain, train
 from amvlm.metrics import Overlap, summarise
 from amvlm.models import AmvlmModel
 from amvlm.planning import Fingerprint, Plan, make_plan
-from amvlm.store import LabelStore
+from amvlm.store import Case, LabelStore
+from amvlm.store.records import Split
 from amvlm.store.runs import RunFolder
 from amvlm.text import class_derangement
 
@@ -61,12 +62,31 @@ CHANGES = ("as it is", "image side destroyed", "similarity zeroed", "captions ex
 ABLATED = ("two_stage",)
 
 
-def base(work: Path, seed: int, steps: int) -> None:
+class Some(LabelStore):
+    """A study with fewer training and choosing images, for a quick look: every judged one, others evenly chosen."""
+
+    most = 0
+
+    def cases(self, split: Split | None = None) -> list[Case]:
+        found = super().cases(split)
+        if not self.most:
+            return found
+        judged = {revision.case_id for revision in self.snapshot().revisions}
+        kept = {case.case_id for case in found if case.split == "test"}
+        for name, count in (("train", self.most), ("val", self.most // 10)):
+            own = [case.case_id for case in found if case.split == name]
+            kept |= {own[place] for place in np.linspace(0, len(own) - 1, min(count, len(own))).astype(int)}
+            kept |= {case_id for case_id in own if case_id in judged and name == "train"}
+        return [case for case in found if case.case_id in kept]
+
+
+def base(work: Path, seed: int, given: argparse.Namespace) -> None:
     """The vision-language model, without any mask."""
-    store = LabelStore(work / "qata-0")
+    store = Some(work / "qata-0")
     settings = PretrainSettings(
-        preset="locked", steps=steps, generator_steps=0, seed=seed, precision="fp32", threads=1, device="cpu"
-    )
+        preset="locked", steps=given.steps, generator_steps=0, seed=seed, precision="fp32", threads=1, device="cpu",
+        patience=10**6, validate_every=given.steps // 6,
+    )  # fmt: skip
     for event in pretrain(store, settings, RunFolder.new(store.folder), f"locked-{seed}"):
         if isinstance(event, Note) or (isinstance(event, Progress) and "validation" in event.losses):
             print(round(time.process_time()), "CPU s:", event, flush=True)
@@ -86,7 +106,7 @@ def plan_of(facts: Fingerprint, steps: int) -> Plan:
 
 def run(work: Path, percent: int, seed: int, arm: str, given: argparse.Namespace) -> None:
     """Train one arm, measure it, append a line."""
-    store, name = LabelStore(work / f"qata-{percent}"), f"matters-{arm}-{seed}"
+    store, name = Some(work / f"qata-{percent}"), f"matters-{arm}-{seed}"
     planned_opening.make_plan = lambda facts: plan_of(facts, given.steps)
     planned_opening.text_steps = lambda *_: given.text_steps
     settings = TrainSettings(
@@ -189,10 +209,13 @@ def main() -> None:
     second.add_argument("--steps", type=int, default=1000)
     second.add_argument("--text-steps", type=int, default=600)
     second.add_argument("--limit", type=int, default=150)
+    for command in (first, second):
+        command.add_argument("--cases", type=int, default=0, help="fewer training images, for a quick look")
     given = parser.parse_args()
+    Some.most = getattr(given, "cases", 0)
     os.environ.setdefault("AMVLM_CACHE", str(given.work / "cache"))
     if given.command == "base":
-        base(given.work, given.seed, given.steps)
+        base(given.work, given.seed, given)
     elif given.command == "run":
         for arm in given.arms:
             run(given.work, given.percent, given.seed, arm, given)

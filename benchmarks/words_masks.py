@@ -46,12 +46,13 @@ from amvlm.models import AmvlmModel, ModelCard, VisionLanguageModel, build_gener
 from amvlm.planning import Fingerprint, Machine, Plan, make_plan
 from amvlm.store import Case, LabelStore
 from amvlm.store.runs import RunFolder
+from amvlm.text import normalise_caption
 from amvlm.text.wordings import held_out, taught
 
 ARMS = {"tiny": ("tiny", False), "tiny-words": ("tiny", True), "minilm": ("minilm", False), "words": ("minilm", True)}
 NAMES = ("anterior hippocampus", "posterior hippocampus", "whole hippocampus")
 EMPTY = ("absent", "foreign", "negation")
-LABELLED, TESTED, TAUGHT_EACH = 20, 8, 8
+LABELLED, TESTED, TAUGHT_EACH = 20, 8, 6
 
 
 class Row(Protocol):
@@ -73,8 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--arms", nargs="*", default=["tiny", "words"], choices=list(ARMS))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--student-steps", type=int, default=300)
-    parser.add_argument("--steps", type=int, default=600, help="of the text network")
+    parser.add_argument("--student-steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=300, help="of the text network")
 
 
 def run(given: argparse.Namespace, rows: Sequence[Row]) -> None:
@@ -170,7 +171,7 @@ def _prompts(store: LabelStore, rows: Sequence[Row]) -> Iterator[tuple[str, str,
 def _measured(store: LabelStore, model: AmvlmModel, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
     """For every prompt: Dice of the network alone and as delivered, or whether their masks are empty."""
     prompts = list(_prompts(store, rows))
-    secret = {prompt for group, prompt, _ in prompts if group.endswith("held out")}
+    secret = {normalise_caption(prompt) for group, prompt, _ in prompts if group.endswith("held out")}
     structures = store.structures()
     assert not secret & {text for s in structures for text in taught(s, structures, 64)}
     assert {text for text in secret if text.isascii()} <= held_out()

@@ -198,7 +198,7 @@ def test_the_published_weights_outline_a_disc() -> None:
 
 
 def test_absent_weights_are_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("AMVLM_CACHE", str(tmp_path))
+    monkeypatch.setenv("AMVLM_WEIGHTS", str(tmp_path))
     with pytest.raises(UserError, match="litemedsam"):
         load_lite_medsam()
 

@@ -52,7 +52,7 @@ def test_a_further_prompt_runs_no_image_network(
     def never(*_: object) -> None:
         raise AssertionError("the image was embedded again")
 
-    monkeypatch.setattr(bundled.generator, "features", never)
+    monkeypatch.setattr(bundled.generator, "encode", never)
     second = session.segment_volume("posterior hippocampus")
     again = session.segment_volume("anterior hippocampus")
     assert not np.array_equal(first["text mask"], second["text mask"])

@@ -17,7 +17,7 @@ from amvlm.learning.locked import VIEWS, LockedTowers
 from amvlm.learning.slices import SliceBank
 from amvlm.models import AmvlmModel, VisionLanguageModel, towers
 from amvlm.models.backbones import EfficientNetLite0, flat_name
-from amvlm.models.towers import LiteTower, load_tower
+from amvlm.models.towers import LiteTower, MedSamTower, load_tower
 from amvlm.store import LabelStore
 from amvlm.store.runs import RunFolder
 
@@ -159,6 +159,14 @@ def test_lite0_makes_a_grid_of_patches_and_keeps_its_statistics() -> None:
     assert hidden.shape == (2, 1 + 49, tower.config.hidden_size)
     assert torch.allclose(hidden[:, 0], hidden[:, 1:].mean(1), atol=1e-5)
     assert all(torch.equal(tensor, before[name]) for name, tensor in tower.state_dict().items())
+
+
+def test_litemedsam_makes_the_same_grid_and_keeps_its_statistics() -> None:
+    tower = MedSamTower().train()
+    assert not any(module.training for module in tower.body.modules())
+    with torch.no_grad():
+        hidden = tower(torch.randn(1, 3, 32, 32)).last_hidden_state
+    assert hidden.shape == (1, 1 + 4, tower.config.hidden_size)
 
 
 def test_a_registered_tower_is_locked_saved_and_loaded(

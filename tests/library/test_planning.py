@@ -255,7 +255,9 @@ def test_how_far_scans_lie_turned_by_hand() -> None:
     upright, turned = _at(a=(0, 0), b=(0, 40), c=(1, 1)), _at(a=(0, 0), b=(40, 0), c=(1, -1))
     assert turn_deg([upright] * 10) == pytest.approx(0)
     assert turn_deg([upright] * 9 + [turned] * 3) == pytest.approx(90 - np.degrees(np.arctan2(3, 9)))
-    assert turn_deg([upright] * 9) is None
+    assert turn_deg([upright] * 4) is None
+    few = turn_deg([upright] * 5 + [turned])  # of few scans, twice the largest deviation from their mean
+    assert few == pytest.approx(2 * (90 - np.degrees(np.arctan2(1, 5))))
     assert turn_deg([_at(a=(0, 0))] * 20) is None
 
 
@@ -288,3 +290,22 @@ def test_a_network_that_goes_on_keeps_its_widths_until_the_minutes_outgrow_it() 
     assert make_plan(_heart(known_widths=wide, minutes=1)).widths == narrow  # 4,883 are too few even to go on
     assert make_plan(_heart(known_widths=(64, 128, 256, 512))).widths == (24, 48, 96, 192)
     assert any(r.choice == "width" and "goes on from" in r.why for r in make_plan(_heart(known_widths=wide)).reasons)
+
+
+def test_small_structures_are_read_on_a_grid_twice_as_fine() -> None:
+    """Hippocampi: 35 × 50 px at 1 mm; the network's first level is at half resolution."""
+    case = CaseFacts(shape=(36, 50, 35), spacing_mm=(1, 1, 1), modality="MR")
+    small = {
+        "cases": (case,) * 20, "region_mm": (30, 38, 24), "unlabelled": 0, "labelled": 20,
+        "structures": (_structure("anterior", (22, 20, 20)), _structure("posterior", (22, 22, 18))),
+    }  # fmt: skip
+    plan = make_plan(_heart(**small, minutes=3))
+    assert plan.spacing_mm == (0.0, 0.5, 0.5)
+    assert plan.patch == (1, 112, 80)  # whole slices: 100 → 112, 70 → 80
+    assert plan.context == 1
+    assert any(r.choice == "grid" and "twice as fine" in r.why for r in plan.reasons)
+    slow = make_plan(_heart(**small, minutes=0.3))  # 12.6 s hold 7,083 narrow patches there: too few
+    assert slow.spacing_mm == (0.0, 1.0, 1.0)
+    on_gpu = make_plan(_heart(**small, machine=Machine(device="cuda", memory_gib=12, seconds_per_megapixel=0.02)))
+    assert min(on_gpu.spacing_mm[1:]) == 1.0
+    assert make_plan(_heart()).spacing_mm == (0.0, 1.5, 1.5)

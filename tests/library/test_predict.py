@@ -47,7 +47,8 @@ def test_a_folder_of_scans_becomes_masks_and_a_table(scans: Path, tmp_path: Path
     run("predict", scans, "-o", out, "--model", "bundled")
     rows = table(out)
     assert len({row["case"] for row in rows}) == 2
-    assert {row["prompt"] for row in rows} == {"anterior hippocampus", "posterior hippocampus"}
+    parts = {"anterior hippocampus", "posterior hippocampus"}
+    assert {row["prompt"] for row in rows} == {*parts, "whole hippocampus"}
     for row in rows:
         mask = read_volume(out / row["file"])
         (scan,) = [path for path in scans.iterdir() if path.name[8] == row["case"].split("-")[1][0]]

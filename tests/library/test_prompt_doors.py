@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from amvlm.cli import main
-from amvlm.imaging import Volume, read_volume
+from amvlm.imaging import Volume, read_volume, to_canonical
 from amvlm.inference import Session, SliceResult
 from amvlm.inference.sides import SideCheck
 from amvlm.learning.texts import shared_words
@@ -95,7 +95,8 @@ def test_what_lies_on_the_other_side_is_not_kept(side: str, first: int, last: in
     assert kept[first:last].all()
     assert kept.sum() == 200 * 5 * 12
     assert mask.all()
-    assert "not kept" in check.sentence()
+    assert "left out" in check.sentence(cut=True)
+    assert "do not trust" in check.sentence()
     assert np.array_equal(check.kept(kept), kept)
 
 
@@ -125,6 +126,29 @@ def test_sides_are_counted_where_they_mean_something(
     both = np.full(session.shape, 255, np.uint8)
     check.see_volume({"text mask": both, "merged": both})
     assert bool(check.sentence()) == (counts and (sides_known or planar))
+
+
+def test_a_written_mask_holds_nothing_of_the_other_side(
+    build_model: Callable[..., AmvlmModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    build_model(names=("kidney_left", "kidney_right")).save(tmp_path / "kidneys")
+
+    def everywhere(session: Session, _: str) -> dict[str, np.ndarray]:
+        return dict.fromkeys(("text mask", "prediction", "merged"), np.full(session.shape, 255, np.uint8))
+
+    monkeypatch.setattr(Session, "segment_volume", everywhere)
+    monkeypatch.setattr(Session, "doubts", lambda *_: "")
+    written = {}
+    for prompt in ("left kidney", "right kidney"):
+        command = ["segment", str(first_scan()), "--model", str(tmp_path / "kidneys"), "--prompt", prompt]
+        main([*command, "-o", str(tmp_path / "mask.nii.gz")])
+        written[prompt] = to_canonical(read_volume(tmp_path / "mask.nii.gz")).array
+        assert "50% of this mask lie on the patient's other side" in " ".join(capsys.readouterr().err.split())
+    middle = len(written["left kidney"]) // 2
+    assert written["left kidney"][:middle].all()
+    assert not written["left kidney"][middle + 1 :].any()
+    assert not written["right kidney"][:middle].any()
 
 
 # -- models of reports ---------------------------------------------------------------------------------

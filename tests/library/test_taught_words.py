@@ -70,6 +70,15 @@ def test_a_synonym_that_is_held_out_is_known_but_not_taught() -> None:
     assert not any("caput hippocampi" in text for text in taught(HIPPOCAMPUS[0], HIPPOCAMPUS, 1000))
 
 
+def test_a_prompt_that_names_a_place_is_no_wording_of_the_whole() -> None:
+    infection = Known("pulmonary infection", (), ("infection left base", "lung infection"))
+    texts = taught(infection, (infection,), 64)
+    assert "lung infection" in texts
+    assert not any("left" in text or "base" in text for text in texts)
+    kidney = Known("kidney_left")
+    assert "left kidney" in taught(kidney, (kidney, Known("kidney_right")), 64)
+
+
 @pytest.mark.parametrize("known", STUDIES)
 def test_foreign_words_show_nothing_in_the_study(known: tuple[Known, ...]) -> None:
     foreign = foreign_words(known)
@@ -100,6 +109,7 @@ def test_training_draws_wordings_and_validation_the_prompt(study: Study) -> None
         assert {read_prompt(text, study.structures).structure for text in texts} == {structure.name}
     share = float((rows[:, 0] == table.rows(cases[:1], None)[0, 0]).float().mean())
     assert 0.3 < share < 0.55
+    assert torch.equal(table.rows(cases, np.random.default_rng(0), wordings=False), table.rows(cases, None))  # targets
     control = TextTable(study, wordings=False)
     assert torch.equal(control.rows(cases, np.random.default_rng(0)), control.rows(cases, None))
 

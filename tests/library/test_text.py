@@ -31,6 +31,9 @@ def test_swapping_sides_twice_is_the_identity(words: list[str]) -> None:
 def test_swap_changes_sides_and_nothing_else() -> None:
     assert swap_sides("Left upper lung, right lower lung") == "Right upper lung, left lower lung"
     assert swap_sides("leftover brightness") == "leftover brightness"
+    assert swap_sides("kidney_left and lung_upper_lobe_RIGHT") == "kidney_right and lung_upper_lobe_LEFT"
+    assert names_a_side("kidney_left")
+    assert not names_a_side("vertebrae_L1")
     assert names_a_side("the Left lung")
     assert not names_a_side("bright lung")
 

@@ -241,7 +241,7 @@ def segment(
     kind = {"text": "text mask", "prediction": "prediction", "merged": "merged"}[source]
     masks, sides = session.segment_volume(prompt), SideCheck.of(session, reading)
     sides.see_volume(masks)
-    for doubt in filter(None, (sides.sentence(), session.doubts(prompt))):
+    for doubt in filter(None, (sides.sentence(cut=True), session.doubts(prompt))):
         console.say(doubt, "note")
     probs = sides.kept(masks[kind])
     mask = to_original((probs >= max(1, round(threshold * 255))).astype(np.uint8), scan)

@@ -30,7 +30,7 @@ class EncoderSettings(Settings):
 
     image_encoder: str = Field(
         "tiny", title="Image encoder", max_length=4096,
-        description="tiny, efficientnet-lite0, small, paper, a hub id (owner/name@revision) or a folder",
+        description="tiny, efficientnet-lite0, litemedsam, small, paper, a hub id (owner/name@revision) or a folder",
     )  # fmt: skip
     text_encoder: str = Field(
         "tiny", title="Text encoder", max_length=4096,
@@ -142,7 +142,7 @@ class LoopSettings(Settings):
 
 
 Captions = Literal["true", "shuffled", "empty"]
-REGISTERED_TOWERS = ("efficientnet-lite0",)
+REGISTERED_TOWERS = ("efficientnet-lite0", "litemedsam")
 """Image encoders whose weights the registry names."""
 _PRESETS: dict[str, dict[str, Any]] = {
     "locked": {

@@ -15,7 +15,7 @@ from scipy import ndimage
 Plane = NDArray[np.bool_]
 MARGIN = 2
 """Pixels by which the next box is wider on each side; with one, a kidney is lost on 3-mm CT."""
-LEAST_OVERLAP = 0.5
+LEAST_OVERLAP = 0.7
 """Of the smaller of two neighbouring masks."""
 _MOST_GROWTH = 3.0
 _FEWEST_PIXELS = 4

@@ -116,7 +116,7 @@ def _predicted(
         masks_of = session.segment_volume(reading.caption)
         sides = SideCheck.of(session, reading)
         sides.see_volume(masks_of)
-        doubts = [sides.sentence(), session.doubts(reading.caption)]
+        doubts = [sides.sentence(cut=True), session.doubts(reading.caption)]
         notes = [reading.note, *session.warnings(reading.caption), *doubts]
         kind = order.kind
         if kind != "text mask" and session.prediction_of(reading.caption) is None:

@@ -72,14 +72,12 @@ class SideCheck:
         other = self._counts[:, 1] if self._side == LOW_SIDE else self._counts[:, 0]
         return float((other / self._counts.sum(1).clip(1)).max())
 
-    def sentence(self) -> str:
-        """What speaks against the mask, or ""."""
+    def sentence(self, cut: bool = False) -> str:
+        """What speaks against the mask, or ""; with ``cut`` where :meth:`kept` is what remains of it."""
         if self.share <= MOST_ON_THE_OTHER_SIDE:
             return ""
-        return (
-            f"{self.share:.0%} of this mask lie on the patient's other side, not the {self._side}: do not trust it. "
-            "That part is not kept."
-        )
+        outcome = "that part is left out" if cut else "do not trust it"
+        return f"{self.share:.0%} of this mask lie on the patient's other side, not the {self._side}: {outcome}."
 
     def kept(self, mask: NDArray[Any]) -> NDArray[Any]:
         """A canonical mask without what lies on the other side, where too much does; the plane in the middle stays."""

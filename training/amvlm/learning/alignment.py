@@ -32,7 +32,7 @@ from amvlm.losses import (
 from amvlm.models.distribution import START_SD, DistributionTransformer, Gaussians
 from amvlm.models.vlm import Heads, RawTokens, Tokens, VisionLanguageModel
 
-PRIOR_WEIGHT = 1e-3
+PRIOR_WEIGHT = 1e-1
 _SCALE_STEP = 0.01
 _Part = TypeVar("_Part")
 

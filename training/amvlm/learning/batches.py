@@ -126,7 +126,7 @@ def unlabelled_batch(
     places, wanted = sample_unlabelled(context.study, context.bank, count, rng, planes)
     case_ids = [case_id for case_id, _ in places]
     mirrored = mirror_some(context, CaseNoise((settings.seed, stage, step), case_ids), mirror)
-    text = table.rows(case_ids, rng if settings.plain_prompts else None, mirrored.tolist())[mine]
+    text = table.rows(case_ids, rng if settings.plain_prompts else None, mirrored.tolist(), wordings=False)[mine]
     noise = CaseNoise((settings.seed, stage, step, 1), case_ids, mine)
     image = context.bank.blocks(places[mine], planes) if planes else context.bank.slabs(places[mine])
     weak, _ = weak_view(image, None, noise, mirrored[mine], context.flip_axis or 2, context.any_orientation)

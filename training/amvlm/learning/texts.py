@@ -101,16 +101,18 @@ class TextTable:
         rng: Rng | None,
         mirrored: Sequence[bool] | None = None,
         sides: Sequence[Side | None] | None = None,
+        wordings: bool = True,
     ) -> Tensor:
         """Rows of the embedding table, (B, S), int64.
 
-        With ``rng``, a fifth of the captions give way to the structure alone, in one of its wordings, and a quarter
-        lose their count. ``mirrored`` samples get their sides swapped, those with a side the text of it.
+        With ``rng``, a fifth of the captions give way to the structure alone, in one of its ``wordings`` or in its
+        prompt, and a quarter lose their count. ``mirrored`` samples get their sides swapped, those with a side the
+        text of it.
         """
         rows = torch.empty(len(case_ids), len(self._prompts), dtype=torch.int64)
         for b, case_id in enumerate(case_ids):
             for s, structure in enumerate(self._study.names):
-                text, caption = self._wording(s, rng), self.caption(case_id, structure)
+                text, caption = self._wording(s, rng if wordings else None), self.caption(case_id, structure)
                 side = sides[b] if sides is not None else None
                 if caption is not None and side is not None:
                     text = one_sided(caption, side) or caption

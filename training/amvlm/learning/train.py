@@ -324,8 +324,7 @@ def _before(
     if [structure.name for structure in model.card.structures] != names:
         return {}
     model.to(context.device).eval()
-    with torch.no_grad():
-        embeddings = model.vlm.embed_prompt(table.texts)
+    embeddings = table.embedded(model.vlm)
     found = list(case_logits(context, held_out, model.student, model.generator, table, embeddings))
     return mean_dices(found, names, [structure.text_weight for structure in model.card.structures])
 

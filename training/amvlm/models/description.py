@@ -28,7 +28,8 @@ LONGEST_CONFIG, LONGEST_TOKENIZER, LONGEST_HEADER = 1 << 20, 32 << 20, 16 << 20
 MOST_PARAMETERS = 1_000_000_000
 MOST_PATCHES = 128 * 128
 IMAGE_TYPES = ("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "beit", "data2vec-vision", "vit_mae",
-               "vit_msn", "ijepa", "efficientnet-lite0")  # fmt: skip
+               "vit_msn", "ijepa", "efficientnet-lite0",
+               "litemedsam")  # fmt: skip
 TEXT_TYPES = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "mpnet", "albert", "deberta",
               "deberta-v2", "modernbert", "ernie", "biogpt", "megatron-bert", "nomic_bert")  # fmt: skip
 _LIMITS = {"vocab_size": 1_000_000, "image_size": 4_096, "max_position_embeddings": 65_536, "patch_size": 128,

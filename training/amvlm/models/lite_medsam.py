@@ -66,6 +66,7 @@ class LiteMedSam(nn.Module):
             prompt_encoder_config=SamPromptEncoderConfig(image_size=SIDE, patch_size=SIDE // _GRID),
             mask_decoder_config=SamMaskDecoderConfig(),
         )
+        config.mask_decoder_config._attn_implementation = "sdpa"
         self.encoder = TinyViT()
         self.prompts = SamPromptEncoder(config)
         self.decoder = SamMaskDecoder(config.mask_decoder_config)

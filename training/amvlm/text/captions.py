@@ -22,7 +22,8 @@ _PAIRS = (
     ("sinistral", "dextral"), ("sinister", "dexter"), ("sinistra", "dextra"), ("sinistrum", "dextrum"),
 )  # fmt: skip
 _SIDES = {word: other for pair in _PAIRS for word, other in (pair, pair[::-1])}
-_SIDE = re.compile(r"\b(" + "|".join(_SIDES) + r")\b", re.IGNORECASE)
+_SIDE = re.compile(r"(?<![^\W_])(" + "|".join(_SIDES) + r")(?![^\W_])", re.IGNORECASE)
+"""Whole words; an underscore parts words, as in "kidney_left"."""
 
 
 @functools.cache

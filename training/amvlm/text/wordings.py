@@ -15,6 +15,7 @@ from amvlm.text.read import read_prompt
 from amvlm.text.spelling import everyday_words
 from amvlm.text.study_words import Known, KnownWords, StudyWords
 from amvlm.text.terms import POSITIONS, plain
+from amvlm.text.views import names_a_place
 
 TEMPLATES = (
     "{}", "the {}", "segment the {}", "outline {}", "show me the {}", "please mark the {}", "where is the {}?",
@@ -68,14 +69,18 @@ def held_out() -> frozenset[str]:
 def taught(structure: KnownWords, known: Sequence[KnownWords], most: int) -> list[str]:
     """What a run learns to read as a structure: every term as it stands, then terms in templates, up to ``most``.
 
-    A study's own wordings are all among them; of the others those that are held out stay out, in every template.
+    A study's own wordings are among them, but for prompts with a side or level that the structure has not: they name a
+    part of its mask. Of the others those that are held out stay out, in every template.
     """
-    own = {normalise_caption(text) for text in (structure.name, *structure.aliases, *structure.prompts)}
-    names = [name for name in terms(structure, known) if name in own or name not in held_out()]
+    texts = (structure.name, *structure.aliases, *structure.prompts)
+    placed = names_a_place(structure.name)
+    own = {normalise_caption(text) for text in texts if names_a_place(text) == placed}
+    every = [name for name in terms(structure, known) if names_a_place(name) == placed]
+    names = [name for name in every if name in own or name not in held_out()]
     framed = [t.format(name) for t in TEMPLATES[1:] for name in names if "," not in name]
     chosen = np.random.default_rng(0).permutation(len(framed))
-    texts = dict.fromkeys([*own, *names, *(framed[int(index)] for index in chosen)])
-    return [text for text in texts if text in own or text not in held_out()][: max(most, len(own))]
+    found = dict.fromkeys([*sorted(own), *names, *(framed[int(index)] for index in chosen)])
+    return [text for text in found if text in own or text not in held_out()][: max(most, len(own))]
 
 
 def taught_foreign(known: Sequence[KnownWords], most: int) -> list[str]:
