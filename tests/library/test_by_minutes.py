@@ -97,7 +97,7 @@ def test_a_run_without_settings_is_planned_and_resumed_in_its_own_way(
     study = str(sample_store.folder)
     main(["train", study, "--name", "m", "--run-name", "r", *CPU])
     said = capsys.readouterr().err
-    assert "The plan: 2-D, 1 mm" in said
+    assert "The plan: 2-D, 0.5 mm" in said
     lines = said.splitlines()
     for stage in ("training on all scans: 10 of 10, ", "teaching the text mask: 2 of 2, "):
         assert any(line.startswith(stage) and " min left" in line for line in lines)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from amvlm.config import GeneratorSettings, StudentSettings
 from amvlm.errors import UserError
 from amvlm.inference.catalogue import available_models, base_model, bundled_model_folder, damaged_models, model_in_use
 from amvlm.models import AmvlmModel
@@ -43,6 +44,12 @@ def config(**changes: Any) -> Change:
         (folder / "config.json").write_text(json.dumps(described))
 
     return change
+
+
+def by_steps(**student: Any) -> Change:
+    """The description of a model by steps, with something odd about its student."""
+    settings = StudentSettings().model_dump(mode="json") | student
+    return config(generator=GeneratorSettings().model_dump(mode="json"), plan=..., student=settings)
 
 
 def card(**changes: Any) -> Change:
@@ -82,7 +89,7 @@ def weights(act: Callable[[dict[str, torch.Tensor]], object]) -> Change:
 
 def first_to(value: float) -> Callable[[dict[str, torch.Tensor]], object]:
     def act(tensors: dict[str, torch.Tensor]) -> None:
-        name = next(n for n in tensors if n.startswith("vlm.text_encoder") and tensors[n].ndim == 2)
+        name = next(n for n in tensors if n.startswith("vlm.") and tensors[n].ndim == 2)
         tensors[name].view(-1)[0] = value
 
     return act
@@ -190,10 +197,10 @@ OTHERS: dict[str, Change] = {
     "generator's channels": config(generator__channels=[10**6] * 5),
     "generator's levels": config(generator__channels=[8] * 10_000),
     "PAMR": config(generator__pamr_iterations=10**9),
-    "student's network": config(student__network="__import__('os')"),
-    "student's channels": config(student__channels=[2048] * 8),
-    "student's dropout": config(student__dropout="all"),
-    "student's planes": config(student__planes=10**9, student__dimensions=3),
+    "student's network": by_steps(network="__import__('os')"),
+    "student's channels": by_steps(channels=[2048] * 8),
+    "student's dropout": by_steps(dropout="all"),
+    "student's planes": by_steps(planes=10**9, dimensions=3),
     "format 99": config(format=99),
     "format a word": config(format="three"),
     "prior NaN": config(prior=float("nan")),

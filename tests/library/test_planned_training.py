@@ -418,7 +418,7 @@ def test_the_plan_is_printed_with_its_reasons(
 ) -> None:
     main(["plan", str(sample_store.folder), "--minutes", "2", "--json", str(tmp_path / "plan.json")])
     printed = capsys.readouterr().out
-    assert printed.startswith("2-D, 1 mm, patches of")
+    assert printed.startswith("2-D, 0.5 mm, patches of")
     assert "they never overlap in the accepted masks" in " ".join(printed.replace("│", " ").split())
     assert Plan.model_validate_json((tmp_path / "plan.json").read_text()).minutes == 2
     with pytest.raises(SystemExit):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from amvlm.config import TrainSettings
+from amvlm.config import GeneratorSettings, TrainSettings
 from amvlm.errors import UserError
 from amvlm.events import AnyEvent, Finished, Note, Progress, Validation
 from amvlm.learning.augment import mixed
@@ -88,12 +88,12 @@ def train(
     steps = yield from _loop(opened, networks, table, resume)
     model = networks.as_model(base, context.study, settings, name, before, len(opened.labelled))
     if not steps:
-        model.generator, model.generator_settings, model.student = base.generator, base.generator_settings, None
-        model.student_settings = None
-        yield Note(
-            level="warning",
-            text=f"Stopped before the first step: {name} has the text mask of {base.card.name}, and no prediction.",
-        )
+        model.student = model.student_settings = None
+        own = "a text mask that learned nothing"
+        if isinstance(base.generator_settings, GeneratorSettings):  # one on a plan's grid would need the plan
+            model.generator, model.generator_settings = base.generator, base.generator_settings
+            own = f"the text mask of {base.card.name}"
+        yield Note(level="warning", text=f"Stopped before the first step: {name} has {own}, and no prediction.")
     model.card = model.card.model_copy(update={"created": datetime.date.today().isoformat()})
     if context.accelerator.is_main_process:
         model.to("cpu").save(model_target(store.folder, name))
