@@ -77,6 +77,24 @@ class Measures:
 
 
 @dataclass(frozen=True)
+class MissingWeights:
+    """Published weights that a model needs and that are not on this machine."""
+
+    name: str
+    title: str
+    megabytes: float
+    licence: str
+
+    @property
+    def question(self) -> str:
+        return f"This model reads words with {self.title} ({self.megabytes:.0f} MB, {self.licence}). Download it once?"
+
+    @property
+    def without(self) -> str:
+        return f"Without it this model reads no words. Later: amvlm weights fetch {self.name}"
+
+
+@dataclass(frozen=True)
 class PromptBegan:
     """How a prompt was read, before its masks come.
 
@@ -230,6 +248,20 @@ class Engine:
         if self._session is None or self._session_key != key:
             self._session, self._session_key = Session(self._model, volume, default_device()), key
         return self._session
+
+    def missing_weights(self, model: Path) -> Iterator[MissingWeights | None]:
+        """What a model needs that is not on this machine; yields once."""
+        from amvlm.models.bundle import missing_weights
+
+        found = missing_weights(model)
+        yield None if found is None else MissingWeights(found.name, found.title, found.megabytes, found.licence)
+
+    def fetch(self, name: str) -> Iterator[None]:
+        """Download weights of the registry; yields once they are there."""
+        from amvlm import weights
+
+        weights.fetch(name, say=lambda _: None)
+        yield None
 
     def _loaded(self, model: Path) -> Any:
         from amvlm.models import AmvlmModel

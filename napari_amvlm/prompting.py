@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from napari_amvlm.engine import ModelEntry, PromptBegan, PromptEnded
+from napari_amvlm.engine import MissingWeights, ModelEntry, PromptBegan, PromptEnded
 from napari_amvlm.jobs import PROMPT, Job
 from napari_amvlm.layers import PREDICTION, TEXT_MASK, CaseLayers, level
 
@@ -52,6 +54,7 @@ class Prompting:
         self._workspace = controller.workspace
         self._workspace.models_listed.connect(controller.slot(self.show_models))
         self._mentioned: set[str] = set()
+        self._complete: set[Path] = set()
         self._cutting: Job | None = None
         self._captions: tuple[LabelStore | None, list[str]] = (None, [])
 
@@ -100,6 +103,8 @@ class Prompting:
             )
         elif controller.judging.saving:
             controller.notice("Wait until the label is saved.")
+        elif model.folder not in self._complete:
+            self._see_weights(model, text)
         else:
             lines = [line for line in text.splitlines() if line.strip()] or [text]
             controller.withdraw_offer()
@@ -107,6 +112,26 @@ class Prompting:
             for line in lines[:-1]:
                 self._run_aside(line, layers, model)
             self._run_line(lines[-1], layers, model, text)
+
+    def _see_weights(self, model: ModelEntry, prompt: str) -> None:
+        """Run a prompt once everything that the model needs is on this machine; ask before anything is downloaded."""
+        controller = self._controller
+
+        def go_on(_: object) -> None:
+            self._complete.add(model.folder)
+            self.run(prompt)
+
+        def seen(missing: MissingWeights | None) -> None:
+            if missing is None:
+                go_on(None)
+            elif controller.studies.agrees("Download the text encoder?", missing.question):
+                work = partial(controller.engine.fetch, missing.name)
+                controller.submit(work, on_result=go_on, text=f"Downloading {missing.megabytes:.0f} MB …")
+            else:
+                controller.notice(missing.without, True)
+
+        work = partial(controller.engine.missing_weights, model.folder)
+        controller.submit(work, on_result=seen, text="Looking at the model …")
 
     def cancel(self) -> None:
         """End the jobs of the open scan; what is on screen stays."""

@@ -141,6 +141,11 @@ class Studies:
         yes, no = QMessageBox.StandardButton.Yes, QMessageBox.StandardButton.No
         return QMessageBox.question(self._controller.window, "Are you sure?", unmarked(question), yes | no, no) == yes
 
+    def agrees(self, title: str, question: str) -> bool:
+        """Whether the person says yes; Enter does, Escape does not."""
+        yes, no = QMessageBox.StandardButton.Yes, QMessageBox.StandardButton.No
+        return QMessageBox.question(self._controller.window, title, unmarked(question), yes | no, yes) == yes
+
     def ask_which(self, path: Path, question: ChoiceNeeded, answered: dict[str, int]) -> None:
         """A folder of several series, or a file of several volumes: the person picks one."""
         words = unmarked(f"{question.file_name}: {question.what}. Which one?")

@@ -12,7 +12,9 @@ import pytest
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QApplication, QDialog, QDockWidget, QInputDialog, QLineEdit, QMessageBox
 
+from amvlm import weights
 from amvlm.imaging import to_display
+from amvlm.models import bundle
 from amvlm.store import LabelStore
 from napari_amvlm import napari_bridge
 from napari_amvlm.controller import Controller
@@ -450,3 +452,24 @@ def test_a_model_that_is_worse_is_not_the_default(person: Person, study: Path) -
     assert train.use.text() == "Use it anyway"
     assert train.dice._colour("prediction", 0) == "#f2a93b"
     assert train.dice._colour("text mask", 1) == "#2fb5d2"
+
+
+@pytest.mark.parametrize("agreed", [True, False])
+def test_the_first_prompt_asks_before_it_downloads_the_text_encoder(
+    person: Person, study: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch, agreed: bool
+) -> None:
+    """Weights that are not here until they are fetched; nothing is asked a second time."""
+    fetched: list[str] = []
+    minilm = weights.known("minilm")
+    monkeypatch.setattr(bundle, "missing_weights", lambda _: None if fetched else minilm)
+    monkeypatch.setattr(weights, "fetch", lambda name, **_: fetched.append(name))
+    person.open(study)
+    button = QMessageBox.StandardButton.Yes if agreed else QMessageBox.StandardButton.No
+    asked = answer(qtbot, button=button)
+    person.type_prompt(STRUCTURE)
+    person.idle()
+    assert "91 MB, Apache-2.0" in asked[0]
+    assert fetched == (["minilm"] if agreed else [])
+    assert person.controller.layers.masks[TEXT_MASK].any() == agreed
+    if not agreed:
+        assert "amvlm weights fetch minilm" in person.panel._notice.text()
