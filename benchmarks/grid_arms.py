@@ -41,8 +41,9 @@ def main() -> None:
         plan = make_plan(facts.model_copy(update={"minutes": 0.2}))  # too few for a finer grid
         spacing = (0.0, *(mm * given.factor for mm in plan.spacing_mm[1:]))
         patch = (1, *(16 * math.ceil(side / given.factor / 16) for side in plan.patch[1:]))
-        changes = {"any_angle": given.any_angle, "recipe": "labelled", "steps": given.steps, "widths": (24, 48, 96, 192)}
-        return plan.model_copy(update={**changes, "spacing_mm": spacing, "patch": patch})
+        changes = {"any_angle": given.any_angle, "recipe": "labelled", "steps": given.steps}
+        sizes = {"widths": (24, 48, 96, 192), "spacing_mm": spacing, "patch": patch}
+        return plan.model_copy(update={**changes, **sizes})
 
     planned_opening.measured_machine = lambda *_: Machine(seconds_per_megapixel=2.0)
     planned_opening.text_steps = lambda *_: 20
