@@ -412,8 +412,11 @@ def test_an_autosave_that_waits_for_the_worker_is_not_lost_when_the_window_close
     assert LabelStore(study).state(case_id, STRUCTURE) == "draft"
 
 
-def test_an_older_autosave_never_lands_on_newer_strokes(window: Any, study: Path) -> None:
+def test_an_older_autosave_never_lands_on_newer_strokes(
+    window: Any, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     window.open(study)
+    monkeypatch.setattr(window.controller.studies, "is_sure", lambda _: True)  # absent, over strokes
     case_id, go = window.controller.open_case_id, threading.Event()
     window.controller.worker.submit(Job(lambda: iter([go.wait(30)])))
     paint(window)
