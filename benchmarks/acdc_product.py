@@ -22,8 +22,9 @@ from typing import Any
 
 import torch
 from acdc_students import NAMES, patients_of
+from experts import untrained_model
 
-from amvlm.config import EncoderSettings, GeneratorSettings, TrainSettings
+from amvlm.config import TrainSettings
 from amvlm.events import Note
 from amvlm.exchange import import_study
 from amvlm.exchange.importing import Masks
@@ -31,7 +32,7 @@ from amvlm.inference import evaluate
 from amvlm.inference.evaluate import KINDS
 from amvlm.learning import planned_opening, train
 from amvlm.learning.planned_text import TEXT_SHARE
-from amvlm.models import AmvlmModel, ModelCard, VisionLanguageModel, build_generator
+from amvlm.models import AmvlmModel
 from amvlm.planning import Machine, Plan
 from amvlm.store import LabelStore
 from amvlm.store.records import Split
@@ -59,13 +60,6 @@ def study(source: Path, work: Path, patients: int) -> LabelStore:
     return LabelStore(folder)
 
 
-def untrained() -> AmvlmModel:
-    torch.manual_seed(0)
-    vlm, generator = VisionLanguageModel(EncoderSettings(image_size=64)), GeneratorSettings()
-    card = ModelCard(name="untrained", kind="pretrained")
-    return AmvlmModel(vlm, build_generator(generator, vlm, 0.05), generator, None, None, card)
-
-
 def at_given_speed(given: argparse.Namespace) -> None:
     """Count steps as the idle machine would have."""
     machine = Machine(seconds_per_megapixel=given.seconds_per_megapixel)
@@ -83,9 +77,11 @@ def run(given: argparse.Namespace, minutes: float, seed: int) -> dict[str, Any]:
         minutes=minutes, seed=seed, threads=1, precision="fp32", device="cpu",
         **({"mode": "labelled_only"} if given.labelled_only else {}),
     )  # fmt: skip
+    torch.manual_seed(0)
+    base = untrained_model()
     began, folder = time.process_time(), RunFolder.new(store.folder)
     with folder:
-        for event in train(store, untrained(), settings, folder, name):
+        for event in train(store, base, settings, folder, name):
             if isinstance(event, Note):
                 print(event.text, flush=True)
     cpu_seconds = time.process_time() - began

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from experts import untrained_model
 
-from amvlm.config import EncoderSettings, GeneratorSettings, TrainSettings
+from amvlm.config import TrainSettings
 from amvlm.demo_model import accept_whole
 from amvlm.events import Validation
 from amvlm.inference.evaluate import evaluate
 from amvlm.learning import planned_opening, train
-from amvlm.models import AmvlmModel, ModelCard, VisionLanguageModel, build_generator
+from amvlm.models import AmvlmModel
 from amvlm.planning import Fingerprint, Machine, Plan, make_plan
 from amvlm.sample.study import copy_sample_study
 from amvlm.store.runs import RunFolder
@@ -51,13 +52,10 @@ def main() -> None:
     shutil.rmtree(given.work, ignore_errors=True)
     store = copy_sample_study(given.work)
     accept_whole(store)
-    vlm, generator = VisionLanguageModel(EncoderSettings(image_size=64)), GeneratorSettings()
-    card = ModelCard(name="untrained", kind="pretrained")
-    base = AmvlmModel(vlm, build_generator(generator, vlm, 0.05), generator, None, None, card)
     settings = TrainSettings(minutes=4, seed=0, threads=1, precision="fp32", structures=PARTS)
     run = RunFolder.new(store.folder)
     with run:
-        for event in train(store, base, settings, run, "new"):
+        for event in train(store, untrained_model(), settings, run, "new"):
             if isinstance(event, Validation):
                 print(event.step, event.student, flush=True)
     found = evaluate(AmvlmModel.load(store.folder / "models" / "new"), store, "test")

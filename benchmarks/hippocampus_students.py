@@ -26,13 +26,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from experts import accept_expert_masks
+from experts import accept_expert_masks, untrained_model
 
-from amvlm.config import EncoderSettings, GeneratorSettings, StudentSettings, TrainSettings
+from amvlm.config import StudentSettings, TrainSettings
 from amvlm.exchange import import_study
 from amvlm.inference import evaluate
 from amvlm.learning import planned_opening, train
-from amvlm.models import AmvlmModel, ModelCard, VisionLanguageModel, build_generator
+from amvlm.models import AmvlmModel
 from amvlm.planning import Machine
 from amvlm.store import LabelStore
 from amvlm.store.runs import RunFolder
@@ -68,16 +68,7 @@ def run(given: argparse.Namespace, arm: str, seed: int) -> None:
     kind, _, labels = arm.partition("@")
     store = study(given.source, given.work, int(labels or 5), seed)
     torch.manual_seed(seed)
-    vlm = VisionLanguageModel(EncoderSettings(image_size=64))
-    generator = GeneratorSettings()
-    base = AmvlmModel(
-        vlm,
-        build_generator(generator, vlm, 0.05),
-        generator,
-        None,
-        None,
-        ModelCard(name="untrained", kind="pretrained"),
-    )
+    base = untrained_model()
     student = StudentSettings(dimensions=3, channels=(16, 32, 64, 128)) if kind.endswith("3d") else StudentSettings()
     by_minutes = kind in ("plan", "phases")
     settings = TrainSettings(

@@ -34,9 +34,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from experts import untrained_model
 from scipy.stats import mannwhitneyu, spearmanr
 
-from amvlm.config import Captions, EncoderSettings, GeneratorSettings, PretrainSettings, TrainSettings
+from amvlm.config import Captions, EncoderSettings, PretrainSettings, TrainSettings
 from amvlm.events import AnyEvent, Progress
 from amvlm.exchange import import_study
 from amvlm.imaging import canonical_mask
@@ -44,7 +45,7 @@ from amvlm.inference import Session
 from amvlm.inference.evaluate import KINDS, prompt_of
 from amvlm.learning import planned_opening, pretrain, train
 from amvlm.metrics import Overlap, summarise
-from amvlm.models import AmvlmModel, ModelCard, VisionLanguageModel, build_generator
+from amvlm.models import AmvlmModel
 from amvlm.models.quality import judged_dice
 from amvlm.planning import Fingerprint, Machine, Plan, make_plan
 from amvlm.store import LabelStore
@@ -147,9 +148,7 @@ def run_by_minutes(
 ) -> None:
     """A plan's student; the text mask gets its fewest steps."""
     torch.manual_seed(seed)
-    vlm, generator = VisionLanguageModel(EncoderSettings(image_size=64)), GeneratorSettings()
-    card = ModelCard(name="untrained", kind="pretrained")
-    base = AmvlmModel(vlm, build_generator(generator, vlm, 0.05), generator, None, None, card)
+    base = untrained_model()
     machine = Machine(seconds_per_megapixel=given.seconds_per_megapixel)
     planned_opening.measured_machine = lambda *_: machine
     planned_opening.text_steps = lambda *_: 20

@@ -36,13 +36,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from experts import untrained_model
 
-from amvlm.config import EncoderSettings, GeneratorSettings, TrainSettings
+from amvlm.config import TrainSettings
 from amvlm.exchange import import_study
 from amvlm.imaging import canonical_mask
 from amvlm.inference import Session
 from amvlm.learning import planned_opening, planned_text, texts, train
-from amvlm.models import AmvlmModel, ModelCard, VisionLanguageModel, build_generator
+from amvlm.models import AmvlmModel
 from amvlm.planning import Fingerprint, Machine, Plan, make_plan
 from amvlm.store import Case, LabelStore
 from amvlm.store.runs import RunFolder
@@ -138,10 +139,7 @@ def _trained(store: LabelStore, arm: str, given: argparse.Namespace) -> AmvlmMod
     planned_opening.make_plan, planned_opening.text_steps = short, lambda *_: given.steps
     planned_text.TextTable = partial(texts.TextTable, wordings=wordings)  # type: ignore[misc,assignment]
     torch.manual_seed(given.seed)
-    vlm = VisionLanguageModel(EncoderSettings(image_size=64, text_encoder=encoder))
-    form = GeneratorSettings()
-    card = ModelCard(name="untrained", kind="pretrained")
-    base = AmvlmModel(vlm, build_generator(form, vlm, 0.05), form, None, None, card)
+    base = untrained_model(encoder)
     settings = TrainSettings(
         minutes=7, mode="labelled_only", seed=given.seed, precision="fp32", threads=1, checkpoint_every=10**6
     )

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from qtpy.QtCore import Qt, QTimer
+from qtpy.QtWidgets import QApplication, QDialog, QLabel, QLineEdit
 
 from napari_amvlm.controller import Controller
 from napari_amvlm.widgets import ReviewPseudoLabels, SegmentWithText, Train
@@ -66,3 +68,35 @@ def window(make_napari_viewer: Callable[..., Any], qtbot: Any) -> Iterator[Windo
     opened = Window(make_napari_viewer(), qtbot)
     yield opened
     opened.controller.close()
+
+
+@pytest.fixture
+def answer(qtbot: Any) -> Callable[..., list[str]]:
+    """Answer the next dialog as a person would: press a button, or type and Enter (neither: Escape).
+
+    ``answer(typed, button=…)`` returns what the dialog asked, once it did.
+    """
+
+    def prepared(typed: str | None = None, button: Any = None) -> list[str]:
+        asked: list[str] = []
+        timer = QTimer(QApplication.instance())
+
+        def look() -> None:
+            dialog = QApplication.activeModalWidget()
+            if not isinstance(dialog, QDialog):
+                return
+            timer.stop()
+            asked.append(" ".join(label.text() for label in dialog.findChildren(QLabel)))
+            if button is not None:
+                qtbot.mouseClick(dialog.button(button), Qt.MouseButton.LeftButton)
+                return
+            edit = dialog.findChild(QLineEdit)
+            if typed is not None:
+                qtbot.keyClicks(edit, typed)
+            qtbot.keyClick(edit, Qt.Key.Key_Escape if typed is None else Qt.Key.Key_Return)
+
+        timer.timeout.connect(look)
+        timer.start(20)
+        return asked
+
+    return prepared

@@ -9,8 +9,8 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from qtpy.QtCore import Qt, QTimer
-from qtpy.QtWidgets import QApplication, QDialog, QDockWidget, QInputDialog, QLineEdit, QMessageBox
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QApplication, QDockWidget, QInputDialog, QMessageBox
 
 from amvlm import weights
 from amvlm.imaging import to_display
@@ -101,29 +101,6 @@ def scans(tmp_path: Path) -> Path:
     return tmp_path / "scans"
 
 
-def answer(qtbot: Any, typed: str | None = None, button: Any = None) -> list[str]:
-    """Answer the next dialog: type a text and Enter, or press a button."""
-    asked: list[str] = []
-    timer = QTimer(QApplication.instance())
-
-    def look() -> None:
-        dialog = QApplication.activeModalWidget()
-        if not isinstance(dialog, QDialog):
-            return
-        timer.stop()
-        if isinstance(dialog, QMessageBox):
-            asked.append(dialog.text())
-            qtbot.mouseClick(dialog.button(button), Qt.MouseButton.LeftButton)
-        else:
-            asked.append(dialog.windowTitle())
-            qtbot.keyClicks(dialog.findChild(QLineEdit), typed)
-            qtbot.keyClick(dialog.findChild(QLineEdit), Qt.Key.Key_Return)
-
-    timer.timeout.connect(look)
-    timer.start(20)
-    return asked
-
-
 # -- keys and cases -----------------------------------------------------------------------------------------------
 
 
@@ -178,17 +155,17 @@ def test_undo_goes_back_to_the_case_that_was_judged(person: Person, study: Path)
     assert "nothing to undo" in person.panel._notice.text()
 
 
-def test_absent_over_strokes_asks(person: Person, study: Path, qtbot: Any) -> None:
+def test_absent_over_strokes_asks(person: Person, study: Path, answer: Any) -> None:
     person.open(study)
     store, case_id = LabelStore(study), person.controller.open_case_id
     person.paint()
-    asked = answer(qtbot, button=QMessageBox.StandardButton.No)
+    asked = answer(button=QMessageBox.StandardButton.No)
     person.controller.focus_scan()
     person.press(Qt.Key.Key_N)
     assert "voxels" in asked[0]
     assert store.state(case_id, STRUCTURE) != "absent"
     assert person.label.any()
-    answer(qtbot, button=QMessageBox.StandardButton.Yes)
+    answer(button=QMessageBox.StandardButton.Yes)
     person.press(Qt.Key.Key_N)
     assert store.state(case_id, STRUCTURE) == "absent"
     person.judged(case_id)
@@ -254,7 +231,9 @@ def test_a_panel_that_is_opened_again_shows_what_is_open(person: Person, study: 
 # -- a study of one's own -----------------------------------------------------------------------------------------
 
 
-def test_from_a_folder_of_scans_to_the_first_label(person: Person, scans: Path, tmp_path: Path, qtbot: Any) -> None:
+def test_from_a_folder_of_scans_to_the_first_label(
+    person: Person, scans: Path, tmp_path: Path, qtbot: Any, answer: Any
+) -> None:
     assert "Hippocampus sample" in person.panel._next.text()
     shown: list[str] = []
     person.controller.workspace.busy_changed.connect(lambda *busy: shown.append(busy[2]))
@@ -267,7 +246,7 @@ def test_from_a_folder_of_scans_to_the_first_label(person: Person, scans: Path, 
     assert person.panel.prompt.toPlainText() == ""
     assert "New…" in person.panel._next.text()
     case_id, store = person.controller.open_case_id, LabelStore(tmp_path / "mine")
-    answer(qtbot, typed="left kidney")
+    answer(typed="left kidney")
     person.paint()
     qtbot.waitUntil(lambda: person.controller.structure == "left kidney", timeout=WAIT_MS)
     person.idle()
@@ -286,9 +265,9 @@ def test_from_a_folder_of_scans_to_the_first_label(person: Person, scans: Path, 
     assert "1 of 5 so far" in person.panel._next.text()
 
 
-def test_opening_is_over_after_another_structure(person: Person, study: Path, qtbot: Any) -> None:
+def test_opening_is_over_after_another_structure(person: Person, study: Path, answer: Any) -> None:
     person.open(study)
-    answer(qtbot, typed="fornix")
+    answer(typed="fornix")
     person.controller.studies.ask_for_structure()
     person.idle()
     assert person.controller.structure == "fornix"
@@ -391,9 +370,9 @@ def test_a_light_window_is_readable(person: Person, study: Path) -> None:
     assert "background: #1b1d23" in person.panel.prompt.styleSheet()
 
 
-def test_a_structure_gets_another_name(person: Person, study: Path, qtbot: Any) -> None:
+def test_a_structure_gets_another_name(person: Person, study: Path, answer: Any) -> None:
     person.open(study)
-    answer(qtbot, typed="head")  # typed over the empty line
+    answer(typed="head")  # typed over the empty line
     person.controller.studies.ask_for_new_name()
     person.idle()
     assert person.controller.structure == "head"
@@ -456,7 +435,7 @@ def test_a_model_that_is_worse_is_not_the_default(person: Person, study: Path) -
 
 @pytest.mark.parametrize("agreed", [True, False])
 def test_the_first_prompt_asks_before_it_downloads_the_text_encoder(
-    person: Person, study: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch, agreed: bool
+    person: Person, study: Path, monkeypatch: pytest.MonkeyPatch, agreed: bool, answer: Any
 ) -> None:
     """Weights that are not here until they are fetched; nothing is asked a second time."""
     fetched: list[str] = []
@@ -465,7 +444,7 @@ def test_the_first_prompt_asks_before_it_downloads_the_text_encoder(
     monkeypatch.setattr(weights, "fetch", lambda name, **_: fetched.append(name))
     person.open(study)
     button = QMessageBox.StandardButton.Yes if agreed else QMessageBox.StandardButton.No
-    asked = answer(qtbot, button=button)
+    asked = answer(button=button)
     person.type_prompt(STRUCTURE)
     person.idle()
     assert "91 MB, Apache-2.0" in asked[0]

@@ -18,8 +18,8 @@ import nibabel
 import numpy as np
 import pytest
 from napari.utils.notifications import notification_manager
-from qtpy.QtCore import Qt, QTimer
-from qtpy.QtWidgets import QApplication, QDialog, QLabel, QLineEdit, QPlainTextEdit, QWidget
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QLabel, QPlainTextEdit, QWidget
 
 from amvlm.errors import UserError
 from amvlm.events import EventLog, Failed, Note, Progress, Started, Validation
@@ -66,27 +66,6 @@ def _no_records() -> Iterator[None]:
     notification_manager.records.clear()
     yield
     notification_manager.records.clear()
-
-
-def answer(qtbot: Any, typed: str | None) -> list[str]:
-    """Type into the next dialog and press Enter (None: Escape), as a person would; what it asked is listed."""
-    asked: list[str] = []
-    timer = QTimer(QApplication.instance())
-
-    def look() -> None:
-        dialog = QApplication.activeModalWidget()
-        if not isinstance(dialog, QDialog):
-            return
-        timer.stop()
-        asked.append(" ".join(label.text() for label in dialog.findChildren(QLabel)))
-        edit = dialog.findChild(QLineEdit)
-        if typed is not None:
-            qtbot.keyClicks(edit, typed)
-        qtbot.keyClick(edit, Qt.Key.Key_Escape if typed is None else Qt.Key.Key_Return)
-
-    timer.timeout.connect(look)
-    timer.start(20)
-    return asked
 
 
 def paint(window: Any) -> np.ndarray:
@@ -277,10 +256,10 @@ def _events(study: Path) -> Iterator[Any]:
 # -- strokes without a structure ----------------------------------------------------------------------------------
 
 
-def test_the_first_stroke_asks_for_a_name(window: Any, bare: Path, qtbot: Any) -> None:
+def test_the_first_stroke_asks_for_a_name(window: Any, bare: Path, answer: Any) -> None:
     window.open(bare)
     case_id = window.controller.open_case_id
-    asked = answer(qtbot, "left  kidney")
+    asked = answer("left  kidney")
     painted = paint(window)
     window.wait(lambda: window.controller.structure == "left kidney")
     assert "outlining" in asked[0]
@@ -292,35 +271,35 @@ def test_the_first_stroke_asks_for_a_name(window: Any, bare: Path, qtbot: Any) -
     assert window.prompt.structure.currentText() == "left kidney"
 
 
-def test_strokes_that_nobody_named_wait_for_their_case(window: Any, bare: Path, qtbot: Any) -> None:
+def test_strokes_that_nobody_named_wait_for_their_case(window: Any, bare: Path, qtbot: Any, answer: Any) -> None:
     window.open(bare)
     store, case_id = LabelStore(bare), window.controller.open_case_id
     other = next(case.case_id for case in store.cases() if case.case_id != case_id)
-    asked = answer(qtbot, None)
+    asked = answer(None)
     painted = paint(window)
     window.wait(lambda: bool(asked))
     assert "Name it" in window.prompt._take.text()
     window.controller.label.autosave()  # does not ask again
-    asked = answer(qtbot, None)
+    asked = answer(None)
     go_to(window, other)
     assert asked  # leaving asks again
     assert not window.controller.layers.masks[LABEL].any()
     assert store.structures() == []
     go_to(window, case_id)
     assert np.array_equal(window.controller.layers.masks[LABEL], painted)
-    answer(qtbot, "liver")
+    answer("liver")
     qtbot.keyClick(window.viewer.window._qt_viewer.canvas.native, Qt.Key.Key_A)
     window.wait(lambda: store.state(case_id, "liver") == "accepted")
     window.idle()
 
 
-def test_kept_strokes_are_offered_where_a_structure_came_meanwhile(window: Any, bare: Path, qtbot: Any) -> None:
+def test_kept_strokes_are_offered_where_a_structure_came_meanwhile(window: Any, bare: Path, answer: Any) -> None:
     window.open(bare)
     store, case_id = LabelStore(bare), window.controller.open_case_id
-    asked = answer(qtbot, None)
+    asked = answer(None)
     painted = paint(window)
     window.wait(lambda: bool(asked))
-    answer(qtbot, None)
+    answer(None)
     window.controller.opening.leave()
     store.add_structure("spleen")  # on the command line, say
     window.open(bare)
@@ -328,7 +307,7 @@ def test_kept_strokes_are_offered_where_a_structure_came_meanwhile(window: Any, 
     assert window.controller.structure == "spleen"
     assert not window.controller.layers.masks[LABEL].any()
     assert "belongs to no structure" in window.prompt._offer_text.text()
-    answer(qtbot, "liver")
+    answer("liver")
     window.prompt._take.click()
     window.wait(lambda: window.controller.structure == "liver" and not window.controller.worker.busy)
     assert np.array_equal(window.controller.layers.masks[LABEL], painted)
@@ -337,19 +316,19 @@ def test_kept_strokes_are_offered_where_a_structure_came_meanwhile(window: Any, 
     assert store.state(case_id, "liver") == "draft"
 
 
-def test_closing_keeps_nameless_strokes_as_a_draft(window: Any, bare: Path, qtbot: Any) -> None:
+def test_closing_keeps_nameless_strokes_as_a_draft(window: Any, bare: Path, answer: Any) -> None:
     window.open(bare)
     case_id = window.controller.open_case_id
-    asked = answer(qtbot, None)
+    asked = answer(None)
     paint(window)
     window.wait(lambda: bool(asked))
     window.controller.close()
     assert LabelStore(bare).state(case_id, UNNAMED) == "draft"
 
 
-def test_a_name_that_is_refused_loses_nothing(window: Any, bare: Path, qtbot: Any) -> None:
+def test_a_name_that_is_refused_loses_nothing(window: Any, bare: Path, answer: Any) -> None:
     window.open(bare)
-    answer(qtbot, "x" * 600)
+    answer("x" * 600)
     painted = paint(window)
     window.wait(lambda: "600" in window.notice)
     assert np.array_equal(window.controller.layers.masks[LABEL], painted)
@@ -363,13 +342,13 @@ def test_a_name_that_is_refused_loses_nothing(window: Any, bare: Path, qtbot: An
     assert LabelStore(bare).state(window.controller.open_case_id, "A/B") == "draft"  # the first name took the strokes
 
 
-def test_a_structure_removed_elsewhere_leaves_the_strokes(window: Any, bare: Path, qtbot: Any) -> None:
+def test_a_structure_removed_elsewhere_leaves_the_strokes(window: Any, bare: Path, answer: Any) -> None:
     LabelStore(bare).add_structure("liver")
     window.open(bare)
     with closing(sqlite3.connect(bare / "store.sqlite")) as connection, connection:
         connection.execute("DELETE FROM structure")
     painted = paint(window)
-    asked = answer(qtbot, "spleen")
+    asked = answer("spleen")
     window.controller.label.autosave()
     assert asked
     window.controller.label.autosave()

@@ -43,6 +43,16 @@ def sample_store(sample_template: Path, tmp_path: Path) -> LabelStore:
 
 
 @pytest.fixture
+def captioned_store(sample_store: LabelStore) -> LabelStore:
+    """The sample study with labels in three validation cases."""
+    for case in sample_store.cases("val")[:3]:
+        for structure in sample_store.structures():
+            mask = sample_store.masks.read(sample_store.references()[case.case_id, structure.name]).array
+            sample_store.accept(case.case_id, structure.name, mask)
+    return sample_store
+
+
+@pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A known machine, and plans cut to ten narrow steps in two phases."""
     monkeypatch.setattr(planned_opening, "measured_machine", lambda *_: Machine(seconds_per_megapixel=5.0))

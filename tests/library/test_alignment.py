@@ -251,16 +251,6 @@ def run(
 SHORT = {"steps": 5, "generator_steps": 4, "checkpoint_every": 2, "validate_every": 2}
 
 
-@pytest.fixture
-def captioned_store(sample_store: LabelStore) -> LabelStore:
-    """The sample study with labels in three validation cases."""
-    for case in sample_store.cases("val")[:3]:
-        for structure in sample_store.structures():
-            mask = sample_store.masks.read(sample_store.references()[case.case_id, structure.name]).array
-            sample_store.accept(case.case_id, structure.name, mask)
-    return sample_store
-
-
 @pytest.mark.parametrize("killed_in", ["aligning images and captions", "teaching the text mask"])
 def test_a_killed_pretraining_resumes_to_bitwise_the_same_weights(captioned_store: LabelStore, killed_in: str) -> None:
     changed = settings(**SHORT, generator={"network": "unet", "channels": (8, 16)})

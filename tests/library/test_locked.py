@@ -29,16 +29,6 @@ QUICK = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def captioned_store(sample_store: LabelStore) -> LabelStore:
-    """The sample study with labels in three validation cases."""
-    for case in sample_store.cases("val")[:3]:
-        for structure in sample_store.structures():
-            mask = sample_store.masks.read(sample_store.references()[case.case_id, structure.name]).array
-            sample_store.accept(case.case_id, structure.name, mask)
-    return sample_store
-
-
 def events_of(store: LabelStore, name: str, folder: RunFolder | None = None, **more: object) -> Iterator[object]:
     changed = PretrainSettings(**{**QUICK, **{key: more.pop(key) for key in list(more) if key in ("encoders",)}})
     folder = folder or RunFolder.new(store.folder)

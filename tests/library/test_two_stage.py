@@ -10,7 +10,7 @@ import torch
 
 from amvlm.config import TrainSettings
 from amvlm.events import AnyEvent, Progress
-from amvlm.learning import RunFolder, train, two_stage
+from amvlm.learning import RunFolder, planned_text, train, two_stage
 from amvlm.learning.patches import PatchBatch, PreparedCase
 from amvlm.learning.two_stage import SoftCase, as_soft, soft_loss
 from amvlm.losses import masked_dice_bce
@@ -169,7 +169,7 @@ def test_judged_structures_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> 
         table = type("Table", (), {"rows": lambda *_: torch.tensor([[0, 1]])})()
         patches = type("Patches", (), {"frame": lambda *_: None})()
 
-    monkeypatch.setattr(two_stage, "VolumeTextMask", Reader)
+    monkeypatch.setattr(planned_text, "VolumeTextMask", Reader)
     found = two_stage.soft_labelled(Text(), PlannedStudent(plan_of()), half, np.array([0.0, 1.0], np.float32))
     assert np.array_equal(found.labels[:, 0] == 255, case.mask(0))
     assert set(np.unique(found.labels[:, 1])) == {128}

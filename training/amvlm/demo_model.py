@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from amvlm.cli import main
-from amvlm.sample.study import bundled_model_folder, copy_sample_study
+from amvlm.sample.study import accept_references, bundled_model_folder, copy_sample_study, sample_splits
 from amvlm.store import LabelStore, Revision
 
 NAME, WHOLE = "hippocampus-demo", "whole hippocampus"
@@ -45,12 +45,7 @@ def make_model(into: Path, minutes: float = MINUTES) -> None:
 
 def accept_whole(store: LabelStore) -> None:
     """Accept the validation cases' expert masks, and in every judged case the union of the parts."""
-    parts = [structure.name for structure in store.structures()]
-    references = store.references()
-    for case in store.cases("val"):
-        for name in parts:
-            if (case.case_id, name) in references:
-                store.accept(case.case_id, name, store.masks.read(references[case.case_id, name]).array)
+    accept_references(store, [name for name, split in sample_splits().items() if split == "val"])
     judged: dict[str, list[Revision]] = {}
     for revision in store.snapshot().revisions:
         judged.setdefault(revision.case_id, []).append(revision)

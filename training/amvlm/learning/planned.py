@@ -173,9 +173,7 @@ def _pseudo(opened: PlannedRun, first: PlannedStudent) -> Generator[AnyEvent, No
     for done, case_id in enumerate(study.unlabelled):
         if opened.context.stop_asked():
             break
-        case = opened.prepared.case(case_id, study.training.get(case_id, {}))
-        missing = np.array([float(name in study.missing[case_id]) for name in study.names], np.float32)
-        found.append(pseudo_labelled(first, case, missing))
+        found.append(pseudo_labelled(first, *opened.unjudged(case_id)))
         yield Progress(stage="labelling the other scans", step=done + 1, steps=len(study.unlabelled))
     return found or list(opened.labelled)
 

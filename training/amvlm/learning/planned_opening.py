@@ -6,7 +6,9 @@ import os
 from collections.abc import Generator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from amvlm.config import StudentSettings, TrainSettings
 from amvlm.errors import UserError
@@ -39,6 +41,12 @@ class PlannedRun:
     labelled: list[PreparedCase]
     held_out: list[PreparedCase]
     generator_steps: int
+
+    def unjudged(self, case_id: str) -> tuple[PreparedCase, NDArray[np.float32]]:
+        """A case of which not every structure is judged, and which of them (S,) may be learned from a network."""
+        study = self.context.study
+        missing = np.array([float(name in study.missing[case_id]) for name in study.names], np.float32)
+        return self.prepared.case(case_id, study.training.get(case_id, {})), missing
 
 
 def open_planned(

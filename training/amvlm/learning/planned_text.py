@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -271,10 +271,10 @@ def _patch_features(text: PlannedText, sampler: PatchSampler, places: list[Place
 
 
 @torch.no_grad()
-def on_plan_grid(
-    text: PlannedText, student: PlannedStudent, case: PreparedCase, judged: LabelledCase
-) -> CaseLogits:
-    """Student's and text mask's logits of one judged case, both on the plan's grid, as a session answers them."""
+def text_logits(
+    text: PlannedText, student: PlannedStudent, case: PreparedCase, structures: Iterable[int]
+) -> Iterator[Tensor]:
+    """The text mask's logits (Z, H, W) of some structures on the plan's grid, as a session answers them."""
     planes = torch.from_numpy(np.array(case.image))
     region = student.region(planes, case.spacing_mm)
 
@@ -284,7 +284,16 @@ def on_plan_grid(
     reader = VolumeTextMask(text.network.eval(), planes, patches, text.patches.frame(case.case_id))
     every = list(range(len(planes)))
     own = text.embeddings[text.table.rows([case.case_id], None)[0]]
-    return CaseLogits(answer(student, case), torch.stack([reader.logits(every, each, region) for each in own]), judged)
+    for structure in structures:
+        yield reader.logits(every, own[structure], region)
+
+
+def on_plan_grid(
+    text: PlannedText, student: PlannedStudent, case: PreparedCase, judged: LabelledCase
+) -> CaseLogits:
+    """Student's and text mask's logits of one judged case, both on the plan's grid."""
+    own = torch.stack(list(text_logits(text, student, case, range(len(case.known)))))
+    return CaseLogits(answer(student, case), own, judged)
 
 
 def _share(cases: Sequence[PreparedCase], structure: int) -> float:

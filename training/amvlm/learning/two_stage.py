@@ -14,11 +14,10 @@ from amvlm.events import AnyEvent, Progress
 from amvlm.learning.fitting import Phase
 from amvlm.learning.patches import PatchBatch, PreparedCase
 from amvlm.learning.planned_opening import PlannedRun
-from amvlm.learning.planned_text import PlannedText
+from amvlm.learning.planned_text import PlannedText, text_logits
 from amvlm.losses import masked_dice_bce
 from amvlm.losses.exclusive import soft_exclusive_dice_ce
 from amvlm.models.planned import PlannedStudent
-from amvlm.models.text_volume import VolumeTextMask
 from amvlm.planning import Plan
 
 SOFT_SHARE = 0.75
@@ -74,18 +73,10 @@ def soft_labelled(
     missing : ndarray, (S,), {0, 1}
         Which structures may be learned from the answer.
     """
-    planes = torch.from_numpy(np.array(case.image))
-    region = student.region(planes, case.spacing_mm)
-
-    def patches(z: int) -> Tensor:
-        return text.patches.slice(case.case_id, z, len(planes))
-
-    reader = VolumeTextMask(text.network.eval(), planes, patches, text.patches.frame(case.case_id))
-    own = text.embeddings[text.table.rows([case.case_id], None)[0]]
-    every, soft = list(range(len(planes))), np.array(as_soft(case).labels)
-    for structure in np.flatnonzero((missing > 0) & (case.known == 0)).tolist():
-        probs = reader.logits(every, own[structure], region).sigmoid()
-        soft[:, structure] = (probs * _FULL).round().to(torch.uint8).numpy()
+    soft = np.array(as_soft(case).labels)
+    wanted = np.flatnonzero((missing > 0) & (case.known == 0)).tolist()
+    for structure, logits in zip(wanted, text_logits(text, student, case, wanted), strict=True):
+        soft[:, structure] = (logits.sigmoid() * _FULL).round().to(torch.uint8).numpy()
     return SoftCase.of(case, soft, np.maximum(case.known, missing).astype(np.float32))
 
 
@@ -102,9 +93,7 @@ def soft_phase(
     for done, case_id in enumerate(case_ids):
         if opened.context.stop_asked():
             break
-        case = opened.prepared.case(case_id, study.training.get(case_id, {}))
-        missing = np.array([float(name in study.missing[case_id]) for name in study.names], np.float32)
-        soft.append(soft_labelled(text, first, case, missing))
+        soft.append(soft_labelled(text, first, *opened.unjudged(case_id)))
         yield Progress(stage="reading captions of the other scans", step=done + 1, steps=len(case_ids))
     if not soft:
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -37,32 +37,48 @@ class TowerOutput(NamedTuple):
     attentions: None = None
 
 
-class LiteTower(nn.Module):
+class _Tower(nn.Module):
+    """A pre-trained network whose features become patches; its statistics stay those of the pre-training, in training
+    mode too."""
+
+    config: TowerConfig
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.body.train(False)
+        return self
+
+    def features(self, image: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Features (B, width, rows, columns) on the grid of patches."""
+        raise NotImplementedError
+
+    def forward(self, pixel_values: Tensor, output_attentions: bool = False) -> TowerOutput:
+        """Patches of images (B, 3, H, W), normalised per volume; sides are multiples of 16."""
+        rows, columns = (length // self.config.patch_size for length in pixel_values.shape[-2:])
+        patches = self.features(pixel_values, (rows, columns)).flatten(2).transpose(1, 2)
+        return TowerOutput(torch.cat([patches.mean(1, keepdim=True), patches], 1))
+
+
+class LiteTower(_Tower):
     """EfficientNet-Lite0 whose features of three levels make one grid of patches, 16 px each.
 
     Features at strides 8, 16 and 32 are brought to stride 16 and scaled to unit variance along their channels, so that
-    no level drowns the others. Batch statistics stay those of the pre-training, in training mode too.
+    no level drowns the others.
     """
 
     LEVELS = (2, 3, 4)
     config = TowerConfig("efficientnet-lite0", 40 + 112 + 320, 16)
 
     def __init__(self) -> None:
-        super().__init__()
-        self.body = EfficientNetLite0()
+        super().__init__(EfficientNetLite0())
 
-    def train(self, mode: bool = True) -> LiteTower:
-        super().train(mode)
-        self.body.train(False)
-        return self
-
-    def forward(self, pixel_values: Tensor, output_attentions: bool = False) -> TowerOutput:
-        """Patches of images (B, 3, H, W), normalised per volume; sides are multiples of 16."""
-        rows, columns = (length // self.config.patch_size for length in pixel_values.shape[-2:])
-        every = self.body(pixel_values.contiguous(memory_format=torch.channels_last))
-        levels = [_standard(_on_grid(every[level], (rows, columns))) for level in self.LEVELS]
-        patches = torch.cat(levels, 1).flatten(2).transpose(1, 2)
-        return TowerOutput(torch.cat([patches.mean(1, keepdim=True), patches], 1))
+    def features(self, image: Tensor, grid: tuple[int, int]) -> Tensor:
+        every = self.body(image.contiguous(memory_format=torch.channels_last))
+        return torch.cat([_standard(_on_grid(every[level], grid)) for level in self.LEVELS], 1)
 
 
 def _on_grid(features: Tensor, side: tuple[int, int]) -> Tensor:
@@ -76,7 +92,7 @@ def _standard(features: Tensor) -> Tensor:
     return F.layer_norm(features.movedim(1, -1), features.shape[1:2]).movedim(-1, 1)
 
 
-class MedSamTower(nn.Module):
+class MedSamTower(_Tower):
     """LiteMedSAM's TinyViT, a medical encoder: its 64 × 64 features as patches of 16 px, with unit variance.
 
     It reads squares of 256 px, each between 0 and 1; other sizes are resampled.
@@ -85,23 +101,14 @@ class MedSamTower(nn.Module):
     config = TowerConfig("litemedsam", 256, 16)
 
     def __init__(self) -> None:
-        super().__init__()
-        self.body = TinyViT()
+        super().__init__(TinyViT())
 
-    def train(self, mode: bool = True) -> MedSamTower:
-        super().train(mode)
-        self.body.train(False)
-        return self
-
-    def forward(self, pixel_values: Tensor, output_attentions: bool = False) -> TowerOutput:
-        """Patches of images (B, 3, H, W), normalised per volume; sides are multiples of 16."""
-        rows, columns = (length // self.config.patch_size for length in pixel_values.shape[-2:])
-        low, high = pixel_values.amin((1, 2, 3), keepdim=True), pixel_values.amax((1, 2, 3), keepdim=True)
-        image = (pixel_values - low) / (high - low).clamp(min=1e-6)
-        image = F.interpolate(image, (SIDE, SIDE), mode="bilinear", align_corners=False)
-        every = self.body(image.contiguous(memory_format=torch.channels_last))
-        patches = _standard(_on_grid(every, (rows, columns))).flatten(2).transpose(1, 2)
-        return TowerOutput(torch.cat([patches.mean(1, keepdim=True), patches], 1))
+    def features(self, image: Tensor, grid: tuple[int, int]) -> Tensor:
+        low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
+        image = (image - low) / (high - low).clamp(min=1e-6)
+        square = F.interpolate(image, (SIDE, SIDE), mode="bilinear", align_corners=False)
+        every = self.body(square.contiguous(memory_format=torch.channels_last))
+        return _standard(_on_grid(every, grid))
 
 
 TOWERS: dict[str, type[LiteTower | MedSamTower]] = {"efficientnet-lite0": LiteTower, "litemedsam": MedSamTower}
