@@ -335,7 +335,9 @@ class Controller(QObject):
         ours = {key: words.removeprefix("AMVLM: ") for key, (words, _) in KEYS.items()}
         return show_table("Keys and mouse", {**ours, **FURTHER_KEYS}, self.window)
 
-    def submit(self, work: Any, *, on_result: Any, text: str, owner: object = None, on_choice: Any = None) -> object:
+    def submit(
+        self, work: Any, *, on_result: Any, text: str, owner: object = None, kind: str = "", on_choice: Any = None
+    ) -> object:
         """Run something in the worker, with a bar that says what; returns what :meth:`Workspace.go_on` wants."""
         workspace, token = self.workspace, object()
 
@@ -348,10 +350,9 @@ class Controller(QObject):
             on_choice(question)
 
         workspace.begin(text, token)
-        self.worker.submit(
-            Job(work, owner=owner, on_result=on_result, on_end=lambda _: workspace.end(token), on_error=failed,
-                on_choice=asked if on_choice is not None else None)
-        )  # fmt: skip
+        job = Job(work, owner, kind, on_result, on_end=lambda _: workspace.end(token), on_error=failed)
+        job.on_choice = asked if on_choice is not None else None
+        self.worker.submit(job)
         return token
 
     def _show_busy(self, done: int, total: int, text: str) -> None:

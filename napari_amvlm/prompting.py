@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from napari_amvlm.engine import MissingWeights, ModelEntry, PromptBegan, PromptEnded
+from napari_amvlm.engine import MissingWeights, ModelEntry, OpenCase, PromptBegan, PromptEnded
 from napari_amvlm.jobs import PROMPT, Job
 from napari_amvlm.layers import PREDICTION, TEXT_MASK, CaseLayers, level
 
@@ -104,7 +104,7 @@ class Prompting:
         elif controller.judging.saving:
             controller.notice("Wait until the label is saved.")
         elif model.folder not in self._complete:
-            self._see_weights(model, text)
+            self._see_weights(model, text, layers.opened)
         else:
             lines = [line for line in text.splitlines() if line.strip()] or [text]
             controller.withdraw_offer()
@@ -113,8 +113,11 @@ class Prompting:
                 self._run_aside(line, layers, model)
             self._run_line(lines[-1], layers, model, text)
 
-    def _see_weights(self, model: ModelEntry, prompt: str) -> None:
-        """Run a prompt once everything that the model needs is on this machine; ask before anything is downloaded."""
+    def _see_weights(self, model: ModelEntry, prompt: str, opened: OpenCase) -> None:
+        """Run a prompt once everything that the model needs is on this machine; ask before anything is downloaded.
+
+        It counts as the prompt already: nothing is judged meanwhile, and it does not run on another scan.
+        """
         controller = self._controller
 
         def go_on(_: object) -> None:
@@ -126,12 +129,13 @@ class Prompting:
                 go_on(None)
             elif controller.studies.agrees("Download the text encoder?", missing.question):
                 work = partial(controller.engine.fetch, missing.name)
-                controller.submit(work, on_result=go_on, text=f"Downloading {missing.megabytes:.0f} MB …")
+                words = f"Downloading {missing.megabytes:.0f} MB …"
+                controller.submit(work, on_result=go_on, text=words, owner=opened, kind=PROMPT)
             else:
                 controller.notice(missing.without, True)
 
         work = partial(controller.engine.missing_weights, model.folder)
-        controller.submit(work, on_result=seen, text="Looking at the model …")
+        controller.submit(work, on_result=seen, text="Looking at the model …", owner=opened, kind=PROMPT)
 
     def cancel(self) -> None:
         """End the jobs of the open scan; what is on screen stays."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from qtpy.QtCore import Qt, QTimer
 
 from amvlm.imaging import canonical_mask, to_display
+from amvlm.models import bundle
 from amvlm.store import LabelStore
 from amvlm.store.runs import RunFolder
 from napari_amvlm.controller import Controller
@@ -129,6 +131,30 @@ def test_no_judgement_while_a_prompt_runs(window: Any, study: Path) -> None:
     assert "Wait" in window.notice
     window.idle()
     assert LabelStore(study).snapshot() == before
+
+
+def test_a_prompt_that_still_looks_for_its_model_is_a_prompt(
+    window: Any, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    going_on = threading.Event()
+
+    def slow(_: Path) -> None:
+        going_on.wait(30)
+
+    monkeypatch.setattr(bundle, "missing_weights", slow)
+    window.open(study)
+    first = window.controller.open_case_id
+    second = next(case.case_id for case in LabelStore(study).cases() if case.case_id != first)
+    window.prompt.prompt.setPlainText(STRUCTURE)
+    window.prompt.prompt.submit()
+    before = LabelStore(study).snapshot()
+    window.controller.judging.accept()
+    assert "Wait" in window.notice
+    assert LabelStore(study).snapshot() == before
+    window.controller.open_case(second)
+    going_on.set()
+    window.wait(lambda: window.controller.open_case_id == second and not window.controller.worker.busy)
+    assert not window.controller.layers.was_prompted  # asked of the first scan, not of this one
 
 
 def test_absent_skip_and_undo(window: Any, study: Path) -> None:
