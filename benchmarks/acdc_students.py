@@ -19,6 +19,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from teachers import BidirectionalCopyPaste, CutMix
 
 from amvlm.imaging import Volume, to_canonical
 from amvlm.imaging.regrid import back_on_slices, grid_shape, resampled, resampled_labels
@@ -29,6 +30,10 @@ from amvlm.metrics import Overlap
 from amvlm.models.planned import PlannedStudent
 from amvlm.planning import Plan
 
+COST = {"cutmix": 1.19, "bcp": 1.44, "bcp, labelled": 0.56}
+"""Of a step with a teacher, in plain steps of as many patches: medians of 20 interleaved steps, 16 channels."""
+BCP_FIRST = 0.25
+"""Share of bidirectional copy-paste's first part, on labelled patches alone, as published."""
 NO_KEY = ("acdc", "work", "seeds", "command", "splits")
 NAMES = ("right ventricle", "myocardium", "left ventricle")
 
@@ -63,6 +68,12 @@ def load(folder: Path, name: str, plan: Plan) -> tuple[PreparedCase, np.ndarray]
     return PreparedCase(name, planes, labels, np.ones(3, np.float32), own), np.ascontiguousarray(truth)
 
 
+def without_labels(case: PreparedCase) -> PreparedCase:
+    """What a training may see of an unlabelled case."""
+    labels, known = np.zeros_like(case.labels), np.zeros_like(case.known)
+    return PreparedCase(case.case_id, case.image, labels, known, case.spacing_mm)
+
+
 Read = tuple[PreparedCase, np.ndarray]
 
 
@@ -92,7 +103,7 @@ def trained(
     folder = Path(options.acdc)
     labelled = [load(folder, name, plan)[0] for name in roles[str(options.patients)]]
     others = sorted(set(roles["rest"]) - set(roles[str(options.patients)])) if options.recipe != "labelled" else []
-    unlabelled = [load(folder, name, plan)[0] for name in others]
+    unlabelled = [without_labels(load(folder, name, plan)[0]) for name in others]
     torch.manual_seed(seed)
     student = PlannedStudent(plan).to(memory_format=torch.channels_last)
     each = options.step_seconds or seconds_of_a_step(plan, labelled)
@@ -100,7 +111,10 @@ def trained(
     notes: dict[str, Any] = {"step_seconds": round(each, 4)}
     share = 1.0 if options.recipe == "labelled" else options.first_share
     first = int(share * options.cpu_seconds / each)
-    notes["steps"] = [run(student, Phase(0, first, [(labelled, plan.batch_size)]), seed)]
+    if options.recipe in ("labelled", "two_phase"):
+        notes["steps"] = [run(student, Phase(0, first, [(labelled, plan.batch_size)]), seed)]
+    if options.recipe in ("cutmix", "bcp"):
+        notes["steps"] = teach(options, student, labelled, unlabelled, seed, each)
     if options.recipe == "two_phase":
         measuring = time.process_time()
         notes["first phase"] = on_splits(options, plan, roles, student.eval())
@@ -119,6 +133,25 @@ def trained(
         notes["steps"].append(run(student, Phase(1, int(left / each), groups), seed))
     notes["cpu_seconds"] = round(time.process_time() - began, 1)
     return student, notes
+
+
+def teach(
+    options: argparse.Namespace, student: PlannedStudent, labelled: list[PreparedCase],
+    unlabelled: list[PreparedCase], seed: int, each: float,
+) -> list[int]:  # fmt: skip
+    """The recipes with a teacher: how many steps each of their parts had."""
+    half = student.plan.batch_size // 2
+    both, own = [(labelled, half), (unlabelled, half)], [(labelled, half), (labelled, half)]
+    if options.recipe == "cutmix":
+        steps = int(options.cpu_seconds / (COST["cutmix"] * each))
+        return [run(student, Phase(0, steps, both, loss=CutMix(steps, seed)), seed)]
+    first = int(BCP_FIRST * options.cpu_seconds / (COST["bcp, labelled"] * each))
+    second = int((1 - BCP_FIRST) * options.cpu_seconds / (COST["bcp"] * each))
+    parts = [(own, first, True), (both, second, False)]
+    return [
+        run(student, Phase(number, steps, groups, loss=BidirectionalCopyPaste(steps, seed, labels)), seed)
+        for number, (groups, steps, labels) in enumerate(parts)
+    ]
 
 
 def on_splits(
@@ -161,7 +194,7 @@ def main() -> None:
             sub.add_argument("acdc")
         sub.add_argument("work", type=Path)
         sub.add_argument("--patients", type=int, default=7, choices=(3, 7, 14))
-        sub.add_argument("--recipe", default="labelled", choices=("labelled", "two_phase"))
+        sub.add_argument("--recipe", default="labelled", choices=("labelled", "two_phase", "cutmix", "bcp"))
         sub.add_argument("--cpu-seconds", type=float, default=420)
         sub.add_argument("--seeds", type=int, nargs="+", default=[0])
         sub.add_argument("--patch", type=int, default=128)

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from acdc_students import NAMES, load, measured, patients_of
+from acdc_students import NAMES, load, measured, patients_of, without_labels
 
 from amvlm.config import TrainSettings
 from amvlm.learning.fitting import Learner, Phase, pseudo_labelled
@@ -91,7 +91,8 @@ class Protocol:
                 if done == before:
                     learner.next_phase()
                 others = sorted(set(self.roles["rest"]) - set(self.roles[patients]))
-                pseudo = [pseudo_labelled(learner.first.eval(), case) for case in self.cases(others, plan)]
+                unlabelled = map(without_labels, self.cases(others, plan))
+                pseudo = [pseudo_labelled(learner.first.eval(), case) for case in unlabelled]
                 groups = [(labelled, plan.batch_size // 2), (pseudo, plan.batch_size - plan.batch_size // 2)]
             done = self.phase(name, learner, Phase(number, length, groups), done - before, before)
         return learner.student.eval()

@@ -88,9 +88,11 @@ def test_prediction_goes_in_smaller_parts_where_memory_does_not_hold_eight_windo
 def test_validation_and_pseudo_labels_on_a_gpu_too_small_are_a_sentence() -> None:
     student = _student(_plan())
     student.network = _SmallMemory(student.network, 0)
-    for use in (answer, pseudo_labelled):
+    judged = _case()
+    nobody = PreparedCase("x", judged.image, judged.labels, np.zeros_like(judged.known), judged.spacing_mm)
+    for use, case in ((answer, judged), (pseudo_labelled, nobody)):
         with pytest.raises(UserError, match="does not hold one window of 32 × 32"):
-            use(student, _case())
+            use(student, case)
 
 
 def test_a_batch_that_memory_does_not_hold_is_learned_in_parts() -> None:

@@ -276,6 +276,9 @@ def test_pseudo_labels_leave_what_was_judged_and_what_was_rejected(exclusive: bo
     assert np.array_equal(found.mask(0), labels[:, 0] == 1)
     assert found.mask(1).sum() == 3 * 32 * 32 - (16 if exclusive else 0)
     assert not found.mask(2).any()
+    judged = PreparedCase("x", case.image, labels, np.ones(3, np.float32), (1, 1, 1))
+    with pytest.raises(ValueError, match="x is judged"):
+        pseudo_labelled(student, judged)
 
 
 # -- a session -----------------------------------------------------------------------------------------

@@ -217,7 +217,14 @@ def pseudo_labelled(
     ----------
     missing : ndarray, (S,), {0, 1}, optional
         Which structures may be learned from the answer; all by default. A rejected one may not.
+
+    Raises
+    ------
+    ValueError
+        If every structure was judged: nothing would be learned from the answer, and all from the labels.
     """
+    if case.known.all():
+        raise ValueError(f"{case.case_id} is judged; pseudo-labels are for cases that are not")
     logits = answer(student, case)
     judged = torch.from_numpy(case.known > 0)
     learned = np.ones_like(case.known) if missing is None else missing
