@@ -103,7 +103,7 @@ def consume(events: Iterator[AnyEvent]) -> float:
     waiting = 0.0
     for event in events:
         if isinstance(event, Progress) and event.stage == "training":
-            waiting = event.losses["waiting for data"]
+            waiting = event.losses.get("waiting for data", 0.0)
     return waiting
 
 
