@@ -124,7 +124,8 @@ class Protocol:
         encoders = EncoderSettings(
             image_size=self.given.size, image_encoder=self.given.image_encoder, text_encoder=self.given.text_encoder
         )
-        return PretrainSettings(seed=self.seed, encoders=encoders, checkpoint_every=self.given.checkpoint_every, **more)
+        settings = {"seed": self.seed, "encoders": encoders, "checkpoint_every": self.given.checkpoint_every}
+        return PretrainSettings(preset="tiny", **{**settings, **more})
 
     def finished(self, store: LabelStore, name: str, job: Any) -> AmvlmModel:
         """The model of a job, which is begun, gone on with, or long since done."""

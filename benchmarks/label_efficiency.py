@@ -72,8 +72,8 @@ def prepare(source: Path, work: Path) -> None:
     store = LabelStore(template)
     accept_expert_masks(store, [case.case_id for case in store.cases("val")])
     settings = PretrainSettings(
-        steps=300, generator_steps=0, precision="bf16", encoders=EncoderSettings(image_size=56), css_weight=0,
-        local_weight=0, icl_weight=0,
+        preset="tiny", steps=300, generator_steps=0, precision="bf16", encoders=EncoderSettings(image_size=56),
+        css_weight=0, local_weight=0, icl_weight=0,
     )  # fmt: skip
     run = RunFolder.new(store.folder)
     with run:

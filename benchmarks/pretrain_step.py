@@ -263,7 +263,7 @@ class Arm:
 
 def build(arguments: argparse.Namespace) -> Alignment:
     torch.manual_seed(0)
-    settings = PretrainSettings(encoders=EncoderSettings(image_size=arguments.size))
+    settings = PretrainSettings(preset="tiny", encoders=EncoderSettings(image_size=arguments.size))
     return Alignment(VisionLanguageModel(settings.encoders), settings).to(arguments.device)
 
 

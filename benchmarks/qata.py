@@ -97,12 +97,12 @@ def run(
     began = time.time()
     captions = "empty" if align == "empty" else ARMS[align].get("captions", "true")
     if not teach:
-        settings = PretrainSettings(steps=steps, generator_steps=0, **common, **ARMS[align])
+        settings = PretrainSettings(preset="tiny", steps=steps, generator_steps=0, **common, **ARMS[align])
         base = None
     else:
         form = GeneratorSettings(form="film_unet" if kind == "film" else "frozen_linear")
         settings = PretrainSettings(
-            steps=0, generator_steps=generator_steps, generator=form, captions=captions, batch_size=16,
+            preset="tiny", steps=0, generator_steps=generator_steps, generator=form, captions=captions, batch_size=16,
             side_prompts=0.25 if sides and captions == "true" else 0.0, **common,
         )  # fmt: skip
         base = AmvlmModel.load(work / "qata-0" / "models" / f"{'all' if align == 'empty' else align}-{seed}")

@@ -79,7 +79,7 @@ def text_side(work: Path, size: int, seed: int, threads: int) -> AmvlmModel:
     store, name = LabelStore(work / "qata-0"), f"text-{size}-{seed}"
     if not (store.folder / "models" / name).is_dir():
         settings = PretrainSettings(
-            steps=300, generator_steps=0, seed=seed, precision="bf16", threads=threads,
+            preset="tiny", steps=300, generator_steps=0, seed=seed, precision="bf16", threads=threads,
             encoders=EncoderSettings(image_size=size),
         )  # fmt: skip
         consume(pretrain(store, settings, RunFolder.new(store.folder), name))
@@ -91,7 +91,7 @@ def taught(work: Path, store: LabelStore, captions: Captions, seed: int, given: 
     base, name = text_side(work, given.size, seed, given.threads), f"taught-{given.size}-{captions}-{seed}"
     if not (store.folder / "models" / name).is_dir():
         settings = PretrainSettings(
-            steps=0, generator_steps=given.generator_steps, batch_size=16, seed=seed, precision="bf16",
+            preset="tiny", steps=0, generator_steps=given.generator_steps, batch_size=16, seed=seed, precision="bf16",
             threads=given.threads, captions=captions, side_prompts=0.25 if captions == "true" else 0.0,
         )  # fmt: skip
         consume(pretrain(store, settings, RunFolder.new(store.folder), name, base=base))

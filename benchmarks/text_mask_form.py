@@ -31,8 +31,8 @@ def main() -> None:
         for seed in arguments.seeds:
             for form in ("film_unet", "frozen_linear"):
                 settings = PretrainSettings(
-                    steps=400, generator_steps=arguments.steps, seed=seed, batch_size=16, precision="bf16",
-                    encoders=EncoderSettings(image_size=64), generator=GeneratorSettings(form=form),
+                    preset="tiny", steps=400, generator_steps=arguments.steps, seed=seed, batch_size=16,
+                    precision="bf16", encoders=EncoderSettings(image_size=64), generator=GeneratorSettings(form=form),
                 )  # fmt: skip
                 name = f"{form}-{seed}"
                 run = RunFolder.new(store.folder)

@@ -111,7 +111,7 @@ def numbers() -> Iterator[Trial]:
             "segment": ["segment", scan, "--prompt", "anterior hippocampus", "-o", place.work / "o.nii.gz"],
             "edit": ["edit", place.work / "m.nii.gz", "-o", place.work / "o.nii.gz"],
             "train": ["train", study, *TINY[2:]], "quality": ["quality", study], "evaluate": ["evaluate", study],
-            "pretrain": ["pretrain", study, "--steps", "1", "--generator-steps", "1"],
+            "pretrain": ["pretrain", study, "--preset", "tiny", "--steps", "1", "--generator-steps", "1"],
             "import": ["import", place.work / "scans", "--into", place.work / "new"],
         }[command]  # fmt: skip
         place.run(*arguments, *flags, seconds=45)

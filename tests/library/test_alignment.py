@@ -384,9 +384,9 @@ def test_encoders_of_another_model_can_be_the_start(captioned_store: LabelStore)
 def test_two_processes_give_the_losses_of_one(captioned_store: LabelStore, tmp_path: Path) -> None:
     """torchrun with gloo, fp32: losses of six steps and the validation loss agree to 1e-5."""
     common = [
-        "pretrain", str(captioned_store.folder), "--steps", "6", "--generator-steps", "0", "--batch-size", "4",
-        "--precision", "fp32", "--device", "cpu", "--image-size", "32", "--validate-every", "3", "--threads", "1",
-        "--checkpoint-every", "100",
+        "pretrain", str(captioned_store.folder), "--preset", "tiny", "--steps", "6", "--generator-steps", "0",
+        "--batch-size", "4", "--precision", "fp32", "--device", "cpu", "--image-size", "32", "--validate-every", "3",
+        "--threads", "1", "--checkpoint-every", "100",
     ]  # fmt: skip
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -289,7 +289,9 @@ def test_presets_fill_what_is_not_given() -> None:
     assert (paper.encoders.image_encoder, paper.encoders.text_encoder) == ("tiny", "paper")
     assert (paper.encoders.image_size, paper.learning_rate) == (224, 5e-5)
     assert PretrainSettings(preset="small", learning_rate=1e-2).learning_rate == 1e-2
-    assert PretrainSettings().encoders == EncoderSettings()
+    assert PretrainSettings(preset="tiny").encoders == EncoderSettings()
+    usual = PretrainSettings()
+    assert (usual.encoders.image_encoder, usual.encoders.text_encoder) == ("efficientnet-lite0", "minilm")
 
 
 def test_the_papers_preset_sets_every_option_of_the_paper() -> None:

@@ -100,7 +100,7 @@ def test_twice_ends_at_once_without_a_model(judged: LabelStore) -> None:
 
 
 def test_pretraining_is_stopped_the_same_way(sample_store: LabelStore) -> None:
-    steps = ["--steps", "5000", "--generator-steps", "5000", "--image-size", "32", "--checkpoint-every", "5000"]
+    steps = ["--preset", "tiny", "--steps", "5000", "--generator-steps", "5000", "--image-size", "32"]
     code, stderr, events = interrupted(
         sample_store, ["pretrain", str(sample_store.folder), *SMALL, *steps], "aligning images and captions"
     )

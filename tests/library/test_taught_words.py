@@ -166,7 +166,7 @@ def test_a_run_by_minutes_keeps_its_bases_real_encoder(
     minilm: Path, sample_store: LabelStore, quick: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study, cpu = str(sample_store.folder), ["--device", "cpu", "--precision", "fp32", "--threads", "1"]
-    none = ["--steps", "0", "--generator-steps", "0"]
+    none = ["--preset", "tiny", "--steps", "0", "--generator-steps", "0"]
     main(["pretrain", study, "--name", "base", "--text-encoder", "minilm", "--image-size", "32", *none, *cpu])
     main(["train", study, "--model", "base", "--name", "m", *cpu])
     folder = sample_store.folder / "models" / "m"

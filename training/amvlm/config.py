@@ -185,9 +185,9 @@ def _filled(preset: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
 class PretrainSettings(LoopSettings):
     """``amvlm pretrain``: L_ita + 0.5·L_css + 0.1·L_pdt + 0.1·L_local + 0.1·L_icl, then the text mask generator."""
 
-    preset: Literal["tiny", "locked", "small", "paper"] = Field(
-        "tiny", title="Preset", description="encoders, image size, learning rate …, where not given one by one; "
-        "paper: every option as the paper has it",
+    preset: Literal["locked", "tiny", "small", "paper"] = Field(
+        "locked", title="Preset", description="encoders, image size, learning rate …, where not given one by one; "
+        "locked: frozen EfficientNet-Lite0 and MiniLM; tiny: from scratch; paper: every option as the paper has it",
     )  # fmt: skip
     towers: Literal["auto", "locked", "unfrozen"] = Field(
         "auto", title="Encoders",
@@ -237,9 +237,9 @@ class PretrainSettings(LoopSettings):
     @classmethod
     def _from_preset(cls, given: Any) -> Any:
         """What is not given comes from the preset."""
-        if not isinstance(given, dict) or given.get("preset", "tiny") not in _PRESETS:
+        if not isinstance(given, dict) or given.get("preset", "locked") not in _PRESETS:
             return given
-        return _filled(_PRESETS[given.get("preset", "tiny")], given)
+        return _filled(_PRESETS[given.get("preset", "locked")], given)
 
     @property
     def locked(self) -> bool:

@@ -32,7 +32,7 @@ def make_model(into: Path, minutes: float = MINUTES) -> None:
         study = Path(temporary) / "study"
         store = copy_sample_study(study)
         accept_whole(store)
-        encoders = ["--image-size", "64", "--text-encoder", TEXT_ENCODER]
+        encoders = ["--preset", "tiny", "--image-size", "64", "--text-encoder", TEXT_ENCODER]
         stages = ["--steps", "400", "--generator-steps", "0", "--batch-size", "16"]
         main(["pretrain", str(study), "--name", "base", "--seed", "0", *encoders, *stages])
         main(["train", str(study), "--model", "base", "--name", NAME, "--seed", "0", "--minutes", f"{minutes:g}"])
