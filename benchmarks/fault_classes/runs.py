@@ -109,8 +109,8 @@ def interrupts() -> Iterator[Trial]:
         study = place.study()
         place.allow(study)
         place.exit_codes = (0, 1, 2, 130)
-        flags = LONG if command == "train" else ["--preset", "tiny", "--steps", "100000", "--generator-steps", "5",
-                                                 "--batch-size", "2", "--device", "cpu", "--precision", "fp32"]  # fmt: skip
+        many = ["--preset", "tiny", "--steps", "100000", "--generator-steps", "5", "--batch-size", "2"]
+        flags = LONG if command == "train" else [*many, "--device", "cpu", "--precision", "fp32"]
 
         def during(process: int) -> None:
             def act() -> None:
