@@ -15,7 +15,7 @@ from amvlm.text.anatomy import anatomy
 from amvlm.text.read import ReadPrompt, read_prompt
 from amvlm.text.spelling import everyday_words, lookalikes
 from amvlm.text.study_words import Known
-from amvlm.text.terms import word_set
+from amvlm.text.terms import FILLERS, PART_WORDS, POSITIONS, word_set, words_of
 from amvlm.text.wordings import foreign_words, terms, wordings
 
 HIPPOCAMPUS = (Known("anterior hippocampus", ("Anterior",)), Known("posterior hippocampus", ("Posterior",)))
@@ -93,6 +93,11 @@ def test_every_structure_of_totalsegmentator_is_in_the_table() -> None:
         assert read_prompt(name.replace("_", " "), known).structure == name
 
 
+def test_lists_hold_words_as_they_are_read() -> None:
+    for word in FILLERS | PART_WORDS | POSITIONS - {"mid"}:
+        assert words_of(word) == [word]
+
+
 @pytest.mark.parametrize(
     ("text", "known", "structure"),
     [
@@ -111,6 +116,10 @@ def test_every_structure_of_totalsegmentator_is_in_the_table() -> None:
         ("LUL", ABDOMEN, "lung_upper_lobe_left"),
         ("portal and splenic veins", ABDOMEN, "portal_vein_and_splenic_vein"),
         ("lien", ABDOMEN, "spleen"),
+        ("left rostral hippocampus", HIPPOCAMPUS, "anterior hippocampus"),
+        ("hippocampus, rear half", HIPPOCAMPUS, "posterior hippocampus"),
+        ("contour the liver", ABDOMEN, "liver"),
+        ("draw a line around the left kidney", ABDOMEN, "kidney_left"),
     ],
 )
 def test_other_words_for_a_structure(text: str, known: tuple[Known, ...], structure: str) -> None:
@@ -125,7 +134,8 @@ def test_other_words_for_a_structure(text: str, known: tuple[Known, ...], struct
     [
         ("spleen", LIVER), ("liver cyst", LIVER), ("tumour of the liver", LIVER), ("hepatic vein", LIVER), ("a", LIVER),
         ("liver segment", LIVER), ("around the liver", LIVER), ("liver-like structure", LIVER),
-        ("part of the liver", LIVER),
+        ("part of the liver", LIVER), ("half of the liver", LIVER), ("fat around the liver", LIVER),
+        ("caudal liver", LIVER), ("rostral spleen", ABDOMEN),
         ("renal artery", ABDOMEN), ("semicolon", ABDOMEN), ("colon and", ABDOMEN[:4]), ("splenic vein", ABDOMEN),
         ("lateral ventricle", CARDIAC), ("left atrial appendage", CARDIAC), ("myocardial infarct", CARDIAC),
         ("apex of the left ventricle", CARDIAC), ("right ventricular wall", CARDIAC), ("hippocampus", HIPPOCAMPUS),

@@ -20,6 +20,10 @@ _WORDS_OF_PLACE = {
 }  # fmt: skip
 
 
+_IN_THE_BRAIN = {"rostral": "anterior", "caudal": "posterior"}
+"""Words that mean another direction in the rest of the body."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """A row of the table.
@@ -126,6 +130,10 @@ class Anatomy:
         for form in _forms(key):
             if form in self._by_key:
                 return Concept(self._by_key[form])
+        for word in key & _IN_THE_BRAIN.keys():
+            found = self.concept((key - {word}) | {_IN_THE_BRAIN[word]})
+            if found is not None and any(whole.name == "brain" for whole in self.wholes(found.entry)):
+                return found
         for form in _forms(key):
             asked = [side for side in SIDES_ASKED if side in form]
             entry = self._entry(form) or (self._entry(form - set(asked)) if asked else None)

@@ -18,7 +18,7 @@ def word_set(words: str) -> frozenset[str]:
 
 FILLERS = word_set(
     "the a an of in on at for to from please pls kindly can could would will you i we me us my our want need"
-    " let lets show find see give get mark segmentation outline delineate contour draw label highlight trace"
+    " let show find see give get mark segmentation outline delineate contor draw label highlight trace"
     " annotate identify locate display mask region area part portion side sided section scan image picture slice"
     " segment aspect end subregion subdivision division compartment paint select extract isolate detect"
     " localise localize circle help location located situated seen visible present"
@@ -26,12 +26,13 @@ FILLERS = word_set(
     " patient is are where"
     " what tissue organ structure anatomical anatomy human its their all every it"
 )
-"""Words that change nothing about what is meant. No word that denies, compares or names a neighbour is among them."""
+"""Words that change nothing about what is meant, as :func:`words_of` spells them. No word that denies, compares or
+names a neighbour is among them."""
 
 PART_WORDS = word_set("part portion section segment aspect end subregion subdivision division compartment")
 POSITIONS = word_set(
     "anterior posterior superior inferior upper middle lower medial lateral ventral dorsal proximal distal front back"
-    " left right rear top bottom head body tail apex base apical basal mid central peripheral"
+    " left right rear rostral caudal top bottom head body tail apex base apical basal mid central peripheral"
 )
 
 _SIDES = {
@@ -87,6 +88,8 @@ _NON = re.compile(r"\bnon[\s-]+(?=[a-z]{3})")
 _VERTEBRA = re.compile(r"\b([ctlsd])[\s-](\d{1,2})\b")
 _THIRD = re.compile(r"\b(upper|middle|lower|superior|inferior)[\s-]thirds?\b(?! (?:molar|metacarpal|metatarsal|rib))")
 _SIDED = re.compile(r"\b(left|right|two|one)[\s-](sided|hand)\b")
+_HALF = re.compile(r"\b(front|rear|back|anterior|posterior|rostral|caudal)[\s-]half\b")
+_AROUND = re.compile(r"\b(?:contour|outline|circle|line|border|boundary|delineation)s? around\b")
 _POLITE = re.compile(r"\b(i )?(would|id|d) like( to)?\b")
 _ORDER = re.compile(r"^((?:please|can|could|you|would|pls|kindly|to|i|want|need)\s+)*segment\s+(?!(?:\d|[ivx]+\b))")
 _TOKEN = re.compile(r"[a-z0-9]+|[&+,;/]")
@@ -108,6 +111,7 @@ def words_of(text: str) -> list[str]:
     text = re.sub(r"\bcovid[\s-]?19\b", "covid19", text)
     text = _NON.sub("non", text)
     text = _JOINED.sub(lambda m: m[1] if m[1] != "no" else "no ", text)
+    text = _AROUND.sub("outline", _HALF.sub(r"\1", text))
     text = _VERTEBRA.sub(r"\1\2", _THIRD.sub(r"\1", _SIDED.sub(r"\1\2", text)))
     return [word for token in _TOKEN.findall(_ORDER.sub("", _POLITE.sub(" ", text))) for word in _expanded(token)]
 
