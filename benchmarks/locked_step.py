@@ -21,7 +21,7 @@ from pretrain_step import batch_of
 
 from amvlm.config import EncoderSettings, PretrainSettings
 from amvlm.learning.alignment import Alignment
-from amvlm.learning.ema import follow, make_teacher
+from amvlm.learning.ema import make_teacher, update_ema
 from amvlm.learning.locked import VIEWS
 from amvlm.learning.pairs import Pairs
 from amvlm.models import VisionLanguageModel
@@ -50,7 +50,7 @@ class Side:
         total.backward()
         torch.nn.utils.clip_grad_norm_(self.alignment.parameters(), 1.0)
         self.optimiser.step()
-        follow(self.momentum, self.alignment.online, number, 0.995)
+        update_ema(self.momentum, self.alignment.online, number, 0.995)
         return float(total.detach())
 
 

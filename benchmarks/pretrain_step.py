@@ -23,7 +23,7 @@ from torch import Tensor
 from amvlm.config import EncoderSettings, PretrainSettings
 from amvlm.learning.alignment import PRIOR_WEIGHT, Alignment, Branch
 from amvlm.learning.captioned import CaptionedImage, negatives_of, positives_of
-from amvlm.learning.ema import follow, make_teacher
+from amvlm.learning.ema import make_teacher, update_ema
 from amvlm.learning.pairs import Pairs
 from amvlm.models import VisionLanguageModel
 from amvlm.models.distribution import START_SD, DistributionTransformer, Gaussians
@@ -256,7 +256,7 @@ class Arm:
         total = torch.stack(list(losses.values())).sum()
         total.backward()
         self.optimiser.step()
-        follow(momentum, self.alignment.online, self.steps, 0.995)
+        update_ema(momentum, self.alignment.online, self.steps, 0.995)
         self.steps += 1
         return total.item()
 

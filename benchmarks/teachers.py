@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor, nn
 
-from amvlm.learning.ema import follow, make_teacher
+from amvlm.learning.ema import make_teacher, update_ema
 from amvlm.learning.patches import PatchBatch
 from amvlm.losses.exclusive import exclusive_dice_ce
 from amvlm.models.planned import PlannedStudent
@@ -36,7 +36,7 @@ class _Teacher:
         """Follow the student's last update; the weight of this step."""
         if self._network is None:
             self._network = make_teacher(student)
-        follow(self._network, student, self._step, DECAY)
+        update_ema(self._network, student, self._step, DECAY)
         self._step += 1
         return math.exp(-5 * (1 - min(1.0, self._step / (RAMP * self._steps))) ** 2)
 

@@ -25,11 +25,11 @@ from amvlm.config import TrainSettings
 from amvlm.learning.augment import cut_mix_boxes, mixed, strong_intensity, weak_view
 from amvlm.learning.batches import LabelledBatch, UnlabelledBatch, labelled_batch, mirror_some, unlabelled_batch
 from amvlm.learning.context import Context
-from amvlm.learning.ema import follow
+from amvlm.learning.ema import update_ema
 from amvlm.learning.networks import Networks
 from amvlm.learning.noise import CaseNoise
 from amvlm.learning.opening import open_run
-from amvlm.learning.runtime import Ahead
+from amvlm.learning.runtime import Prefetcher
 from amvlm.learning.study import LabelledCase, sample_labelled, sample_unlabelled
 from amvlm.learning.texts import TextTable
 from amvlm.learning.train import mixed_targets, step_losses
@@ -74,8 +74,8 @@ class Ours(Side):
 
     def step(self, drawn: tuple[LabelledBatch, UnlabelledBatch], step: int) -> float:
         found = self.update(*(batch.to(self.context.device) for batch in drawn), step)
-        follow(self.networks.teacher, self.networks.student, step, self.settings.ema_decay)
-        follow(self.networks.generator_teacher, self.networks.generator, step, self.settings.ema_decay)
+        update_ema(self.networks.teacher, self.networks.student, step, self.settings.ema_decay)
+        update_ema(self.networks.generator_teacher, self.networks.generator, step, self.settings.ema_decay)
         return found
 
 
@@ -88,7 +88,7 @@ class Plain(Side):
     def draw(self, step: int) -> tuple[LabelledBatch, UnlabelledBatch]:
         """The same batch, image by image."""
         context, settings, count = self.context, self.settings, self.settings.batch_size
-        rng = context.chance(settings, 2, step)
+        rng = context.step_rng(settings, 2, step)
         places, masks, known = sample_labelled(self.labelled, count, rng)
         ids = [case_id for case_id, _ in places]
         named, sides = self.table.halves(ids, masks, rng, 0.0)
@@ -106,7 +106,7 @@ class Plain(Side):
         image, both = torch.cat(images), torch.cat(moved)
         first, second = both.chunk(2, 1)
         labelled = LabelledBatch(ids, image, first, known, image, second, text)
-        rng = context.chance(settings, 3, step)
+        rng = context.step_rng(settings, 3, step)
         places, wanted = sample_unlabelled(context.study, context.bank, count, rng)
         ids = [case_id for case_id, _ in places]
         mirrored = mirror_some(context, CaseNoise((settings.seed, 3, step), ids), self.networks.mirror)
@@ -171,14 +171,14 @@ def agree(given: argparse.Namespace, store: LabelStore, base: AmvlmModel, steps:
 def pace(side: Ours | Plain, steps: int, ahead: bool) -> tuple[list[float], float]:
     """Seconds of each step, its batch included, and the share that it waited for the batch."""
     seconds, waited = [], 0.0
-    source = Ahead(side.draw, range(steps)) if ahead else ((s, None) for s in range(steps))
+    source = Prefetcher(side.draw, range(steps)) if ahead else ((s, None) for s in range(steps))
     began = time.perf_counter()
     for step, drawn in source:
         side.step(side.draw(step) if drawn is None else drawn, step)
         now = time.perf_counter()
         seconds.append(now - began)
         began = now
-    if isinstance(source, Ahead):
+    if isinstance(source, Prefetcher):
         waited = source.waited / sum(seconds)
     return seconds, waited
 

@@ -175,7 +175,7 @@ class Controller(QObject):
             (panel.cancel_requested, self.prompting.cancel),
             (panel.model_chosen, self.workspace.use),
             (panel.threshold_changed, self.prompting.apply_threshold),
-            (panel.threshold_released, self.label.follow),
+            (panel.threshold_released, self.label.sync_with_source),
             (panel.plane_chosen, self.viewing.show_plane),
             (panel.window_chosen, self.viewing.show_window),
             (panel.copy_brush_chosen, self.correcting.use_copy_brush),

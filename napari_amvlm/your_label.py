@@ -114,9 +114,9 @@ class YourLabel(QObject):
         self._prompt, self._fingerprint = prompt, fingerprint
         if not predicts and self._start == "merged":
             self._start = TEXT_MASK
-        self.follow()
+        self.sync_with_source()
 
-    def follow(self) -> None:
+    def sync_with_source(self) -> None:
         """Take the chosen mask, unless a hand touched the label."""
         if not self._touched:
             self._fill(self._start)

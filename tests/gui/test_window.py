@@ -90,13 +90,13 @@ def test_the_threshold_moves_the_masks_and_never_a_touched_label(window: Any, st
     text, untouched = layers.masks[TEXT_MASK].sum(), layers.masks[LABEL].sum()
     window.prompt.threshold.setValue(0.9)
     window.idle()
-    window.controller.label.follow()
+    window.controller.label.sync_with_source()
     assert layers.masks[TEXT_MASK].sum() < text
     assert layers.masks[LABEL].sum() < untouched
     layers.labels[LABEL].paint(tuple(n // 2 for n in layers.labels[LABEL].data.shape), 1)
     touched = layers.masks[LABEL].copy()
     window.prompt.threshold.setValue(0.1)
-    window.controller.label.follow()
+    window.controller.label.sync_with_source()
     window.run()
     assert np.array_equal(layers.masks[LABEL], touched)
     window.controller.label.start_from("empty")

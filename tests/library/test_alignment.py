@@ -27,7 +27,7 @@ from amvlm.learning.augment import weak_view
 from amvlm.learning.batches import shuffled_order
 from amvlm.learning.captioned import CaptionedImage, CaptionedImages, negatives_of, positives_of
 from amvlm.learning.context import Context
-from amvlm.learning.ema import follow, make_teacher
+from amvlm.learning.ema import make_teacher, update_ema
 from amvlm.learning.noise import CaseNoise
 from amvlm.learning.pairs import Pairs, draw_pairs
 from amvlm.learning.runtime import FiniteWatch, start_accelerator
@@ -163,7 +163,7 @@ def test_every_distribution_transformer_moves(vlm: VisionLanguageModel) -> None:
         losses, _ = alignment(some_pairs(vlm, CAPTIONS), momentum)
         sum(losses.values()).backward()
         optimiser.step()
-        follow(momentum, alignment.online, 1, 0.995)
+        update_ema(momentum, alignment.online, 1, 0.995)
     for name, part in parts.items():
         still = [key for key, tensor in part.state_dict().items() if torch.equal(tensor, before[name][key])]
         assert still == [], name

@@ -15,7 +15,7 @@ from amvlm.config import TrainSettings
 from amvlm.errors import UserError
 from amvlm.events import AnyEvent, Finished, Note, Progress, Started, Validation
 from amvlm.flags import validated
-from amvlm.following import follow
+from amvlm.following import report_events
 from amvlm.learning import RunFolder, train
 from amvlm.learning.countdown import counted_down
 from amvlm.models import AmvlmModel
@@ -157,7 +157,7 @@ def test_a_file_gets_a_line_per_stage_and_validation(
         yield Finished(model="m", seconds=100)
 
     with RunFolder(tmp_path / "r") as run:
-        follow(job(), run)
+        report_events(job(), run)
     lines = capsys.readouterr().err.splitlines()
     assert "training: 1 of 100, 1:39 min left  Dice 0.500" in lines
     assert sum(line.startswith("training: ") for line in lines) == 11

@@ -13,7 +13,7 @@ import pytest
 from amvlm import console
 from amvlm.cli import main
 from amvlm.events import AnyEvent, Finished, Note, Progress, Started, Validation
-from amvlm.following import follow
+from amvlm.following import report_events
 from amvlm.sample.study import first_scan
 from amvlm.store import LabelStore
 from amvlm.store.runs import RunFolder
@@ -62,7 +62,7 @@ def test_events_of_a_job_are_shown_plain(text: str, tmp_path: Path, capsys: pyte
         yield Finished(model="m", seconds=1)
 
     with RunFolder(tmp_path / "r") as run:
-        follow(job(), run)
+        report_events(job(), run)
     shown = capsys.readouterr()
     clean(shown.out + shown.err, text)
 

@@ -19,7 +19,7 @@ from amvlm.learning import pretrain, train
 from amvlm.learning.augment import cut_mix_boxes, mixed, weak_view
 from amvlm.learning.calibration import CaseLogits, fit_text_weights
 from amvlm.learning.captioned import _written
-from amvlm.learning.ema import follow, make_teacher
+from amvlm.learning.ema import make_teacher, update_ema
 from amvlm.learning.noise import CaseNoise
 from amvlm.learning.slices import SliceBank
 from amvlm.learning.study import LabelledCase, load_labelled, open_study, sample_labelled, with_controls
@@ -215,7 +215,7 @@ def test_the_teacher_averages_buffers_too() -> None:
     student = build_student(StudentSettings(network="unet", channels=(8, 16)), 1)
     teacher = make_teacher(student)
     student.train()(torch.randn(2, 3, 16, 16) * 5)
-    follow(teacher, student, step=1, decay=0.99)  # d = min(1 − 1/2, 0.99) = 0.5
+    update_ema(teacher, student, step=1, decay=0.99)  # d = min(1 − 1/2, 0.99) = 0.5
     before, now = (
         make_teacher(build_student(StudentSettings(network="unet", channels=(8, 16)), 1)),
         student.state_dict(),

@@ -13,7 +13,7 @@ import torch
 from amvlm.errors import UserError
 from amvlm.inference import assess
 from amvlm.models import AmvlmModel
-from amvlm.models.quality import ExpectedDice, Signs, judged_dice
+from amvlm.models.quality import ExpectedDice, QualityFeatures, judged_dice
 from amvlm.store import LabelStore, Quality, queue
 
 Builder = Callable[..., AmvlmModel]
@@ -27,23 +27,24 @@ def square(low: int, high: int, logit: float = 10.0) -> torch.Tensor:
 
 
 def test_signs_worked_by_hand() -> None:
-    signs = Signs.of(square(0, 4), square(2, 6), 0.0)  # two squares of 16 pixels that share 4; α 0 is the teacher
+    # two squares of 16 pixels that share 4; α 0 is the teacher
+    signs = QualityFeatures.of(square(0, 4), square(2, 6), 0.0)
     assert signs.agreement == pytest.approx(2 * 4 / 32)
     assert signs.foreground == pytest.approx(0.16)
     assert signs.components == 1
     assert signs.soft_dice == pytest.approx(1.0, abs=1e-3)
     assert signs.confidence == pytest.approx(1.0, abs=1e-3)
     assert signs.entropy == pytest.approx(0.0, abs=1e-2)
-    unsure = Signs.of(square(0, 4, 0.1), square(2, 6, 0.1), 0.0)
+    unsure = QualityFeatures.of(square(0, 4, 0.1), square(2, 6, 0.1), 0.0)
     assert unsure.soft_dice < 0.4
     assert unsure.confidence == pytest.approx(torch.tensor(0.1).sigmoid().item(), abs=1e-6)
 
 
 def test_flags_name_what_to_look_at() -> None:
-    assert Signs.of(square(0, 10), square(0, 10), 0.5).flags() == ("nearly everything is foreground",)
-    assert Signs.of(square(0, 3), square(5, 8), 0.0).flags() == ("text mask and prediction do not meet",)
-    assert Signs.of(square(0, 0), square(0, 0), 0.5).flags() == ("empty",)
-    assert Signs.of(square(0, 4), square(0, 4), 0.5).flags() == ()
+    assert QualityFeatures.of(square(0, 10), square(0, 10), 0.5).flags() == ("nearly everything is foreground",)
+    assert QualityFeatures.of(square(0, 3), square(5, 8), 0.0).flags() == ("text mask and prediction do not meet",)
+    assert QualityFeatures.of(square(0, 0), square(0, 0), 0.5).flags() == ("empty",)
+    assert QualityFeatures.of(square(0, 4), square(0, 4), 0.5).flags() == ()
 
 
 def test_expected_dice_follows_the_sign_that_tells() -> None:
@@ -51,17 +52,17 @@ def test_expected_dice_follows_the_sign_that_tells() -> None:
     signs, dices = [], []
     for _ in range(60):
         agreement = float(rng.uniform(0.2, 1))
-        signs.append(Signs(agreement, float(rng.uniform()), 0.9, 0.3, 0.1, 1))
+        signs.append(QualityFeatures(agreement, float(rng.uniform()), 0.9, 0.3, 0.1, 1))
         dices.append(0.9 * agreement + float(rng.normal(0, 0.02)))
     fitted = ExpectedDice.fit(signs, dices)
     assert fitted is not None
     for agreement in (0.3, 0.9):
-        assert fitted.of(Signs(agreement, 0.5, 0.9, 0.3, 0.1, 1)) == pytest.approx(0.9 * agreement, abs=0.05)
+        assert fitted.of(QualityFeatures(agreement, 0.5, 0.9, 0.3, 0.1, 1)) == pytest.approx(0.9 * agreement, abs=0.05)
     assert fitted == ExpectedDice.model_validate_json(fitted.model_dump_json())
 
 
 def test_one_case_foretells_its_own_dice_and_none_nothing() -> None:
-    signs = Signs(0.5, 0.5, 0.9, 0.3, 0.1, 1)
+    signs = QualityFeatures(0.5, 0.5, 0.9, 0.3, 0.1, 1)
     only = ExpectedDice.fit([signs], [0.7])
     assert only is not None
     assert only.of(signs) == pytest.approx(0.7)
@@ -71,10 +72,12 @@ def test_one_case_foretells_its_own_dice_and_none_nothing() -> None:
 
 def test_a_few_cases_that_are_alike_do_not_exaggerate() -> None:
     rng = np.random.default_rng(1)
-    alike = [Signs(0.89 + rng.normal(0, 0.01), 0.95 + rng.normal(0, 1e-3), 0.94, 0.35, 0.02, 1) for _ in range(5)]
+    alike = [
+        QualityFeatures(0.89 + rng.normal(0, 0.01), 0.95 + rng.normal(0, 1e-3), 0.94, 0.35, 0.02, 1) for _ in range(5)
+    ]
     fitted = ExpectedDice.fit(alike, [0.82, 0.81, 0.84, 0.83, 0.80])
     assert fitted is not None
-    worse = fitted.of(Signs(0.4, 0.80, 0.85, 0.9, 0.005, 3))
+    worse = fitted.of(QualityFeatures(0.4, 0.80, 0.85, 0.9, 0.005, 3))
     assert 0.4 < worse < 0.75  # a poor look lowers it, and does not swing it
 
 

@@ -20,7 +20,7 @@ from amvlm import following
 from amvlm.config import EncoderSettings, PretrainSettings
 from amvlm.errors import UserError
 from amvlm.events import AnyEvent, EventLog, EventReader, Failed, Finished, Note, Progress
-from amvlm.following import follow
+from amvlm.following import report_events
 from amvlm.learning.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from amvlm.store.runs import RunFolder, Stopped
 
@@ -281,7 +281,7 @@ def failing(error: BaseException, events: int = 2) -> Iterator[AnyEvent]:
 def test_the_end_of_a_job_is_a_sentence_in_its_file_too(error: BaseException, words: str, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "r")
     with pytest.raises(UserError, match=words) as raised:
-        follow(failing(error), run)
+        report_events(failing(error), run)
     assert "dr_smith" not in str(raised.value)
     last = list(EventReader(run.path / "events.jsonl").new_events())[-1]
     assert last == Failed(text=str(raised.value))
@@ -289,7 +289,7 @@ def test_the_end_of_a_job_is_a_sentence_in_its_file_too(error: BaseException, wo
 
 def test_other_errors_are_not_hidden(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="shapes"):
-        follow(failing(RuntimeError("shapes do not fit")), RunFolder(tmp_path / "r"))
+        report_events(failing(RuntimeError("shapes do not fit")), RunFolder(tmp_path / "r"))
 
 
 @pytest.mark.parametrize("missing", ["events.jsonl", "tensorboard"])
@@ -306,7 +306,7 @@ def test_a_full_disk_in_any_file_of_a_run_is_a_sentence(
     run = RunFolder(tmp_path / "r")
     monkeypatch.setattr(os, "open", full)
     with pytest.raises(UserError, match=r"could not be written \(No space left"):
-        follow(failing(AssertionError(), 1), run)
+        report_events(failing(AssertionError(), 1), run)
 
 
 def test_a_run_whose_folder_goes_ends_with_a_sentence(tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def test_a_run_whose_folder_goes_ends_with_a_sentence(tmp_path: Path) -> None:
         yield Note(text="y")
 
     with pytest.raises(UserError, match="the run's folder is gone"), run:
-        follow(events(), run)
+        report_events(events(), run)
     with pytest.raises(UserError, match="could not be asked to stop"):
         run.ask_to_stop()
     assert run.stop_asked()  # in this process the wish counts
@@ -334,7 +334,7 @@ def test_curves_hold_no_name_of_the_machine(tmp_path: Path, monkeypatch: pytest.
     run = RunFolder(tmp_path / "r")
     job: Iterator[AnyEvent] = failing(UserError("end"))
     with pytest.raises(UserError, match="end"):
-        follow(job, run)
+        report_events(job, run)
     (kept,) = (run.path / "tensorboard").iterdir()
     assert "smith" not in kept.name
     assert str(os.getpid()) not in kept.name
@@ -364,7 +364,7 @@ def test_following_leaves_the_signals_as_they_were(tmp_path: Path) -> None:
 
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(UserError):
-        follow(failing(UserError("end")), RunFolder(tmp_path / "r"))
+        report_events(failing(UserError("end")), RunFolder(tmp_path / "r"))
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
@@ -387,11 +387,11 @@ def test_the_first_signal_asks_and_the_second_ends(
         yield Finished(model="m", stopped_early=True, seconds=1)
 
     with run:
-        follow(job(1), run)
+        report_events(job(1), run)
     assert told == [following.STOPPING]
     assert isinstance(list(EventReader(run.path / "events.jsonl").new_events())[-1], Finished)
     with run, pytest.raises(Stopped, match="ended at once"):
-        follow(job(2), run)
+        report_events(job(2), run)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")  # torchrun repeats the signals that its children got already
     with run:
-        follow(job(3), run)
+        report_events(job(3), run)

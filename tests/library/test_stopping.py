@@ -13,7 +13,7 @@ import pytest
 
 from amvlm import interrupts
 from amvlm.events import EventReader, Failed, Finished
-from amvlm.following import follow
+from amvlm.following import report_events
 from amvlm.models import AmvlmModel
 from amvlm.store import LabelStore
 from amvlm.store.runs import RunFolder, Stopped
@@ -130,7 +130,7 @@ def test_a_signal_that_a_library_swallowed_is_not_forgotten(tmp_path: Path, monk
     with pytest.raises(KeyboardInterrupt):
         interrupts.remember(signal.SIGINT, None)
     with run, pytest.raises(Stopped):
-        follow(iter(()), run)
+        report_events(iter(()), run)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from amvlm import __version__, cli_box, cli_labels, cli_plan, cli_predict, cli_s
 from amvlm.config import DEMO_MINUTES, ONLY_BY_STEPS, PretrainSettings, TrainSettings
 from amvlm.errors import UserError
 from amvlm.flags import with_settings
-from amvlm.following import errors_in_words, follow
+from amvlm.following import errors_in_words, report_events
 
 if TYPE_CHECKING:
     from amvlm.models import AmvlmModel
@@ -147,7 +147,7 @@ def pretrain(
             name, base = name or config.model, base or config.base
         start = AmvlmModel.load(find_model(base, opened, folders=named)) if base else None
         events = run_pretraining(opened, settings, folder, name or f"base-{folder.name}", resume, start)
-        follow(events, folder)
+        report_events(events, folder)
 
 
 @app.command()
@@ -185,7 +185,7 @@ def train(
             opened, AmvlmModel.load(base), settings, folder, name or f"model-{folder.name}", resume,
             previous=_previous(opened),
         )  # fmt: skip
-        follow(events, folder)
+        report_events(events, folder)
 
 
 def _previous(opened: LabelStore) -> AmvlmModel | None:

@@ -60,7 +60,7 @@ class ChoiceNeeded(UserError):  # noqa: N818 - not a mistake, a question
         super().__init__(what, file=file, remedy=f"Say which {kind}, by its number. {shown}.")
 
 
-def the_one_meant(number: int | None, choices: Sequence[str], kind: str, file: str | Path, what: str = "") -> int:
+def choose_index(number: int | None, choices: Sequence[str], kind: str, file: str | Path, what: str = "") -> int:
     """Which of several scans to read: the number given, or 0 where there is only one.
 
     Parameters

@@ -20,7 +20,7 @@ _SIGNALS = ("SIGINT", "SIGTERM", "SIGBREAK")
 """Ctrl-C, what Slurm and ``kill`` send, and Ctrl-Break."""
 
 
-def follow(events: Iterator[AnyEvent], run: RunFolder) -> None:
+def report_events(events: Iterator[AnyEvent], run: RunFolder) -> None:
     """Show a job's events and keep them in the run's file; Ctrl-C and SIGTERM ask for a usable end.
 
     Raises

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from amvlm.errors import UserError, the_one_meant, volume_names
+from amvlm.errors import UserError, choose_index, volume_names
 from amvlm.imaging.dicom_file import AGAIN, Frame
 from amvlm.imaging.dicom_headers import DicomSeries
 from amvlm.imaging.dicom_pixels import read_pixels
@@ -48,7 +48,7 @@ def _read(series: DicomSeries, volume_index: int | None, folder: Path) -> Volume
     if frames[0].position is None and len(frames) == 1:
         return _planar(series, frames[0])
     stacks = _stacks(frames, folder)
-    number = the_one_meant(
+    number = choose_index(
         volume_index, volume_names(len(stacks)), "volume", folder, f"every position was imaged {len(stacks)} times"
     )
     stack = stacks[number]

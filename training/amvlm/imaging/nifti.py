@@ -13,7 +13,7 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from amvlm.errors import UserError, the_one_meant, volume_names
+from amvlm.errors import UserError, choose_index, volume_names
 from amvlm.imaging.limits import COPY_AGAIN, check_held, check_size, in_a_sentence
 from amvlm.imaging.volume import Volume
 from amvlm.imaging.voxels import Stored, finite, read_to_end, read_voxels, skip, voxels_in
@@ -120,7 +120,7 @@ def _scale(raw: Any, path: Path) -> tuple[float, float]:
 
 def _number(header: _Header, path: Path, volume_index: int | None) -> int:
     check_size(header.stored.count * header.stored.target.itemsize, header.shape[:3], path)
-    return the_one_meant(volume_index, volume_names(header.shape[3]), "volume", path)
+    return choose_index(volume_index, volume_names(header.shape[3]), "volume", path)
 
 
 def _volume(header: _Header, voxels: NDArray[Any], path: Path) -> Volume:

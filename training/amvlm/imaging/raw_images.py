@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from amvlm.errors import UserError, printable, the_one_meant, volume_names
+from amvlm.errors import UserError, choose_index, printable, volume_names
 from amvlm.imaging.limits import COPY_AGAIN, check_held, check_size, in_a_sentence
 from amvlm.imaging.volume import Volume
 from amvlm.imaging.voxels import Inflated, Stored, finite, read_to_end, read_voxels, skip
@@ -74,7 +74,7 @@ def read_raw_image(image: RawImage, path: Path, volume_index: int | None) -> Vol
     planar = len(image.grid) == 2
     count = int(np.prod(shape, dtype=object))
     check_size(count * image.dtype.itemsize * (3 if image.colour else 1), shape, path)
-    number = 0 if image.colour else the_one_meant(volume_index, volume_names(image.volumes), "volume", path)
+    number = 0 if image.colour else choose_index(volume_index, volume_names(image.volumes), "volume", path)
     try:
         Volume(np.empty((1, 1, 1), np.uint8), image.affine)
     except UserError as error:

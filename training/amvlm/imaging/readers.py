@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from amvlm.errors import UserError, the_one_meant
+from amvlm.errors import UserError, choose_index
 from amvlm.imaging.dicom import read_series
 from amvlm.imaging.dicom_file import DICOM_SUFFIXES, is_dicom
 from amvlm.imaging.dicom_headers import find_series, series_of_file
@@ -82,7 +82,7 @@ def _volume_from_folder(folder: Path, volume_index: int | None, chosen: int | No
             "the folder holds no DICOM series", file=folder,
             remedy="Open one file, or make a study from a folder of scans.",
         )  # fmt: skip
-    number = the_one_meant(chosen, [series.label for series in found], "series", folder)
+    number = choose_index(chosen, [series.label for series in found], "series", folder)
     return read_series(found[number], volume_index)
 
 

@@ -25,7 +25,7 @@ from amvlm.losses import merged_logits
 from amvlm.models import AmvlmModel, KnownStructure
 from amvlm.models.planned import PlannedStudent
 from amvlm.models.planned_text import PlannedFilmUNet
-from amvlm.models.quality import Signs, foretold
+from amvlm.models.quality import QualityFeatures, foretold
 from amvlm.text import checked_prompt
 
 BATCH = 16
@@ -297,7 +297,7 @@ class Session:
         return self.model.student.volume_logits(torch.cat(squares).to(self._device)).movedim(1, 0)
 
     @torch.inference_mode()
-    def signs(self, prompt: str) -> Signs | None:
+    def signs(self, prompt: str) -> QualityFeatures | None:
         """What can be seen of the merged mask's quality; None for a structure that the student does not know."""
         structure = self.prediction_of(prompt)
         if structure is None:
@@ -308,7 +308,7 @@ class Session:
             raise ValueError("the slices are not embedded")
         text_logits = self._text_logits(list(range(self.slices)), self._text(checked_prompt(prompt)), True)[:, 0]
         column = self.model.card.structures.index(structure)
-        return Signs.of(self._student[:, column].float(), text_logits.float(), structure.text_weight)
+        return QualityFeatures.of(self._student[:, column].float(), text_logits.float(), structure.text_weight)
 
     @torch.inference_mode()
     def image_embedding(self, slices: int = 4) -> NDArray[np.float32]:

@@ -17,12 +17,12 @@ from amvlm.learning.alignment import Alignment, Branch
 from amvlm.learning.captioned import CaptionedImages
 from amvlm.learning.checkpoint import checked_state, checkpoints, load_checkpoint, save_checkpoint
 from amvlm.learning.context import Context
-from amvlm.learning.ema import follow, make_teacher
+from amvlm.learning.ema import make_teacher, update_ema
 from amvlm.learning.gathering import without_processes
 from amvlm.learning.locked import LockedTowers
 from amvlm.learning.pairs import draw_pairs, held_out_pairs
 from amvlm.learning.pictures import similarity_picture
-from amvlm.learning.runtime import Ahead, Clock, FiniteWatch, Means
+from amvlm.learning.runtime import Clock, FiniteWatch, Means, Prefetcher
 from amvlm.models import VisionLanguageModel
 
 HELD_OUT_BATCHES = 8
@@ -70,7 +70,7 @@ def align(
     marks: dict[str, float] = {}
     every = settings.validate_every or validation_interval(captioned.cases, settings)
     pairs_of = functools.partial(draw_pairs, context, vlm, captioned, settings, towers=towers)
-    ahead = Ahead(pairs_of, range(first, settings.steps))
+    ahead = Prefetcher(pairs_of, range(first, settings.steps))
     for step, drawn in ahead:
         if context.stop_asked() or state["stopped"]:
             break
@@ -81,7 +81,7 @@ def align(
         watch.see(step, losses, pairs.case_ids)
         context.optimise(torch.stack(list(losses.values())).sum(), [network], optimiser, settings, step, settings.steps)
         if momentum is not None:
-            follow(momentum, alignment.online, step, settings.momentum)
+            update_ema(momentum, alignment.online, step, settings.momentum)
         means.add(losses | {name: value for name, value in notes.items() if value.ndim == 0})
         last = step + 1 == settings.steps
         if clock.due() or last:

@@ -88,7 +88,7 @@ def labelled_batch(
     planes : int
         Slices of a block for a 3-D student; 0 draws single slices.
     """
-    rng = context.chance(settings, stage, step)
+    rng = context.step_rng(settings, stage, step)
     count = block_count(settings.batch_size, planes, context.processes)
     mine = context.share(count)
     places, masks, known = sample_labelled(labelled, count, rng, planes)
@@ -120,7 +120,7 @@ def unlabelled_batch(
 ) -> UnlabelledBatch:
     """Draw cases independently of the labelled ones; the strong view is the weak one changed and mixed."""
     planes = settings.student.block
-    rng = context.chance(settings, stage, step)
+    rng = context.step_rng(settings, stage, step)
     count = block_count(settings.batch_size, planes, context.processes)
     mine = context.share(count)
     places, wanted = sample_unlabelled(context.study, context.bank, count, rng, planes)

@@ -15,7 +15,7 @@ from amvlm.learning.study import LabelledCase
 from amvlm.learning.texts import TextTable
 from amvlm.losses import merged_logits
 from amvlm.metrics import Overlap
-from amvlm.models.quality import ExpectedDice, Signs, judged_dice
+from amvlm.models.quality import ExpectedDice, QualityFeatures, judged_dice
 from amvlm.models.student import Student
 
 TEXT_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -91,14 +91,14 @@ def fit_expected_dice(found: Sequence[CaseLogits], text_weights: Sequence[float]
     fitted = []
     for s, weight in enumerate(text_weights):
         judged = [c for c in found if c.case.known[s]]
-        signs = [Signs.of(c.teacher[s], c.text[s], weight) for c in judged]
+        signs = [QualityFeatures.of(c.teacher[s], c.text[s], weight) for c in judged]
         merged = [merged_logits(c.teacher[s], c.text[s], weight) > 0 for c in judged]
         dices = [judged_dice(mask, c.truth(s)) for mask, c in zip(merged, judged, strict=True)]
         fitted.append(ExpectedDice.fit(signs, dices))
     return fitted
 
 
-def enough(cases: Sequence[LabelledCase], structures: int) -> bool:
+def has_enough_cases(cases: Sequence[LabelledCase], structures: int) -> bool:
     """True when every structure was judged, and is there, in at least five of the cases."""
     return all(sum(bool(case.areas[s].any()) for case in cases) >= ENOUGH_CASES for s in range(structures))
 

@@ -35,7 +35,7 @@ class Context:
         device: torch.device = self.accelerator.device
         return device
 
-    def chance(self, settings: LoopSettings, stage: int, step: int) -> Rng:
+    def step_rng(self, settings: LoopSettings, stage: int, step: int) -> Rng:
         """Chance keyed by (seed, stage, step), the same in every process and in a resumed run."""
         return np.random.default_rng((settings.seed, stage, step))
 

@@ -12,7 +12,7 @@ from amvlm.events import AnyEvent, Progress
 from amvlm.learning.batches import labelled_batch
 from amvlm.learning.calibration import CaseLogits, case_logits, fit_expected_dice, fit_text_weights
 from amvlm.learning.context import Context
-from amvlm.learning.ema import follow
+from amvlm.learning.ema import update_ema
 from amvlm.learning.gathering import summed
 from amvlm.learning.generator_loss import mask_supervision
 from amvlm.learning.networks import Networks
@@ -65,7 +65,7 @@ def _fit(
     for step in range(steps):
         if context.stop_asked():
             return
-        torch.manual_seed(int(context.chance(settings, 12 + fold, step).integers(2**62)))  # dropout
+        torch.manual_seed(int(context.step_rng(settings, 12 + fold, step).integers(2**62)))  # dropout
         batch = labelled_batch(
             context,
             labelled,
@@ -83,8 +83,8 @@ def _fit(
         loss, _ = mask_supervision(generator, batch.slab, text, batch.named, batch.known, networks.foreground)
         loss = loss + masked_dice_bce(student(batch.image), batch.masks, batch.known, summed)
         context.optimise(loss, [student, generator], optimiser, settings, step, steps)
-        follow(networks.teacher, networks.student, step, settings.ema_decay)
-        follow(networks.generator_teacher, networks.generator, step, settings.ema_decay)
+        update_ema(networks.teacher, networks.student, step, settings.ema_decay)
+        update_ema(networks.generator_teacher, networks.generator, step, settings.ema_decay)
         if clock.due():
             yield Progress(
                 stage=f"calibrating the text mask ({fold + 1} of 2)", step=step + 1, steps=steps,

@@ -15,7 +15,7 @@ def make_teacher(student: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def follow(teacher: nn.Module, student: nn.Module, step: int, decay: float) -> None:
+def update_ema(teacher: nn.Module, student: nn.Module, step: int, decay: float) -> None:
     """teacher ← d·teacher + (1−d)·student with d = min(1−1/(k+1), ``decay``); integer buffers are copied."""
     decay = min(1 - 1 / (step + 1), decay)
     old, new = teacher.state_dict(), student.state_dict()

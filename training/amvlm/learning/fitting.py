@@ -16,7 +16,7 @@ from torch import Tensor
 from amvlm.errors import UserError
 from amvlm.learning.checkpoint import Checkpoint, checked_state, checkpoints, load_checkpoint, save_checkpoint
 from amvlm.learning.patches import PatchBatch, PatchSampler, PreparedCase, augmented
-from amvlm.learning.runtime import Ahead, autocast_to, learning_rate_factor
+from amvlm.learning.runtime import Prefetcher, autocast_to, learning_rate_factor
 from amvlm.losses import masked_dice_bce
 from amvlm.losses.exclusive import exclusive_dice_ce
 from amvlm.metrics import Overlap
@@ -70,7 +70,7 @@ def batches(
         return drawn(samplers, phase, seed, step)
 
     steps = range(first, phase.steps)
-    for step, (crops, rng) in Ahead(make, steps) if ahead else ((step, make(step)) for step in steps):
+    for step, (crops, rng) in Prefetcher(make, steps) if ahead else ((step, make(step)) for step in steps):
         yield step, augmented(crops.to(device), student.plan, rng)
 
 

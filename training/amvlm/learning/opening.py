@@ -28,7 +28,7 @@ from amvlm.store.runs import RunFolder
 
 
 @dataclass(frozen=True)
-class Opened:
+class RunSetup:
     """A run ready to train; ``settings`` are complete (the student's slice spacing measured)."""
 
     settings: TrainSettings
@@ -39,7 +39,7 @@ class Opened:
 
 def open_run(
     store: LabelStore, base: AmvlmModel, settings: TrainSettings, run: RunFolder, name: str, resume: bool
-) -> Generator[AnyEvent, None, Opened]:
+) -> Generator[AnyEvent, None, RunSetup]:
     """Take the snapshot (a resumed run: its own), make slices, choose precision and threads, write the run's config."""
     model_target(store.folder, name)
     snapshot = snapshot_of_run(store, run) if resume else None
@@ -82,7 +82,7 @@ def open_run(
         structures=study.names, steps=settings.steps, device=str(context.device), precision=precision,
     )  # fmt: skip
     yield from _notes(study, held_out, settings)
-    return Opened(settings, context, labelled, held_out)
+    return RunSetup(settings, context, labelled, held_out)
 
 
 def _mode(settings: TrainSettings, study: Study) -> str:

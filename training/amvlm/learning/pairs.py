@@ -75,7 +75,7 @@ def draw_pairs(
     Every process draws the same global batch and loads its own rows only. Of locked towers views and wordings are
     those that were computed beforehand.
     """
-    rng = context.chance(settings, _STAGE, step)
+    rng = context.step_rng(settings, _STAGE, step)
     batch = captioned.batch(step, settings.batch_size, settings.seed, rng)
     mirrored = mirror_some(context, CaseNoise((settings.seed, _STAGE, step), [item.case_id for item in batch]))
     batch = [item.mirrored() if turned else item for item, turned in zip(batch, mirrored.tolist(), strict=True)]
@@ -89,7 +89,7 @@ def held_out_pairs(
     towers: LockedTowers | None = None,
 ) -> Pairs:  # fmt: skip
     """Batch ``number`` for the validation loss: fixed slices and noise, no augmentation."""
-    rng = context.chance(settings.model_copy(update={"seed": 0}), _HELD_OUT, number)
+    rng = context.step_rng(settings.model_copy(update={"seed": 0}), _HELD_OUT, number)
     batch = captioned.batch(number, min(settings.batch_size, captioned.cases), 0, rng)
     nothing = torch.zeros(len(batch), dtype=torch.bool)
     captions = [item.caption for item in batch]
@@ -107,7 +107,7 @@ def _pairs(
     augmented: bool,
     towers: LockedTowers | None,
 ) -> Pairs:
-    rng = context.chance(settings, 20 + key[0], key[1])
+    rng = context.step_rng(settings, 20 + key[0], key[1])
     places, present = places_of(context.bank, batch, rng)
     shared = settings.positives == "multi_positive"
     mine = context.share(len(batch)) if augmented else slice(0, len(batch))

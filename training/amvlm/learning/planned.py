@@ -13,7 +13,7 @@ from amvlm.config import GeneratorSettings, PlannedTextSettings, TrainSettings
 from amvlm.errors import UserError
 from amvlm.events import AnyEvent, Finished, Note, Progress, Validation
 from amvlm.learning.before import dices_before
-from amvlm.learning.calibration import enough, fit_expected_dice, fit_text_weights, mean_dices
+from amvlm.learning.calibration import fit_expected_dice, fit_text_weights, has_enough_cases, mean_dices
 from amvlm.learning.fitting import Learner, Phase, answer, case_dices, pseudo_labelled
 from amvlm.learning.going_on import known_text, start_student
 from amvlm.learning.patches import PreparedCase
@@ -224,7 +224,7 @@ def _calibrate(opened: PlannedRun, text: PlannedText, student: PlannedStudent) -
         LabelledCase(case.case_id, [case.mask(s).astype(np.uint8) for s in range(len(names))], case.known)
         for case in opened.held_out
     ]
-    if not enough(judged, len(names)):
+    if not has_enough_cases(judged, len(names)):
         yield Note(
             level="warning",
             text="Fewer than five validation cases are labelled: quality is unknown, and the merged mask is the "
@@ -236,7 +236,7 @@ def _calibrate(opened: PlannedRun, text: PlannedText, student: PlannedStudent) -
     for done, (case, own) in enumerate(zip(opened.held_out, judged, strict=True)):
         found.append(on_plan_grid(text, student, case, own))
         yield Progress(stage="measuring", step=done + 1, steps=len(judged))
-    if enough(judged, len(names)):
+    if has_enough_cases(judged, len(names)):
         text.calibration = "validation cases"
         if opened.settings.merge == "gated":
             text.text_weights = fit_text_weights(found, len(names))

@@ -215,7 +215,7 @@ def drawn(
     The vision-language model's patches are sampled where the moved patch lies. Where a patch is mirrored, its text's
     sides are swapped.
     """
-    plan, rng = text.network.plan, context.chance(settings, _STAGE, step)
+    plan, rng = text.network.plan, context.step_rng(settings, _STAGE, step)
     places = sampler.places(settings.batch_size, rng)
     structures = [int(rng.choice(np.flatnonzero(place.case.known))) for place in places]
     share = settings.side_prompts if context.flip_axis is not None else 0.0

@@ -174,7 +174,7 @@ class Clock:
         return time.monotonic() - self._began
 
 
-class Ahead(Generic[_Batch]):
+class Prefetcher(Generic[_Batch]):
     """Makes the next step's batch in a thread while the device computes; measures what the loop still waits.
 
     Parameters

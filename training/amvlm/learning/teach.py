@@ -16,7 +16,7 @@ from amvlm.learning.batches import labelled_batch, mirror_some
 from amvlm.learning.captioned import BAG, CaptionedImage, CaptionedImages, positives_of
 from amvlm.learning.checkpoint import checked_state, checkpoints, load_checkpoint, save_checkpoint
 from amvlm.learning.context import Context
-from amvlm.learning.ema import follow, make_teacher
+from amvlm.learning.ema import make_teacher, update_ema
 from amvlm.learning.generator_loss import mask_supervision, text_grounding
 from amvlm.learning.noise import CaseNoise
 from amvlm.learning.pictures import mask_picture
@@ -84,7 +84,7 @@ def teach_generator(
         context.optimise(
             total, [network], optimiser, settings, step, settings.generator_steps, settings.generator_learning_rate
         )
-        follow(teacher, generator, step, 0.99)
+        update_ema(teacher, generator, step, 0.99)
         means.add(losses)
         last = step + 1 == settings.generator_steps
         if clock.due() or last:
@@ -112,7 +112,7 @@ def _grounding(
     prior: float,
 ) -> tuple[Tensor, list[str]]:
     """L_tg of a captioned batch; of a volume the slice that agrees most with its caption."""
-    rng = context.chance(settings, _CAPTIONED, step)
+    rng = context.step_rng(settings, _CAPTIONED, step)
     batch = captioned.batch(step, settings.batch_size, settings.seed, rng)
     noise = CaseNoise((settings.seed, _CAPTIONED, step), [item.case_id for item in batch])
     mirrored = mirror_some(context, noise)

@@ -15,19 +15,19 @@ from amvlm.errors import UserError
 from amvlm.events import AnyEvent, Finished, Note, Progress, Validation
 from amvlm.learning.augment import mixed
 from amvlm.learning.batches import LabelledBatch, UnlabelledBatch, labelled_batch, unlabelled_batch
-from amvlm.learning.calibration import case_logits, enough, fit_expected_dice, fit_text_weights, mean_dices
+from amvlm.learning.calibration import case_logits, fit_expected_dice, fit_text_weights, has_enough_cases, mean_dices
 from amvlm.learning.checkpoint import load_checkpoint, save_checkpoint
 from amvlm.learning.context import Context
 from amvlm.learning.countdown import counted_down
 from amvlm.learning.cross_fit import cross_fitted
-from amvlm.learning.ema import follow
+from amvlm.learning.ema import update_ema
 from amvlm.learning.gathering import summed
 from amvlm.learning.generator_loss import mask_supervision
 from amvlm.learning.networks import Networks
-from amvlm.learning.opening import Opened, open_run
+from amvlm.learning.opening import RunSetup, open_run
 from amvlm.learning.pictures import training_picture
 from amvlm.learning.planned import train_planned
-from amvlm.learning.runtime import Ahead, Clock, FiniteWatch, Means
+from amvlm.learning.runtime import Clock, FiniteWatch, Means, Prefetcher
 from amvlm.learning.study import LabelledCase
 from amvlm.learning.texts import TextTable
 from amvlm.losses import confident_bce, consistency_weight, masked_dice_bce, soft_dice_bce
@@ -106,10 +106,10 @@ class _Batch(NamedTuple):
     unlabelled: UnlabelledBatch | None
 
 
-def _loop(opened: Opened, networks: Networks, table: TextTable, resume: bool) -> Generator[AnyEvent, None, int]:
+def _loop(opened: RunSetup, networks: Networks, table: TextTable, resume: bool) -> Generator[AnyEvent, None, int]:
     """The training loop: one step is a labelled and an unlabelled batch, drawn independently; returns how many."""
     context, settings, held_out = opened.context, opened.settings, opened.held_out
-    if not resume and not enough(held_out, len(context.study.names)):
+    if not resume and not has_enough_cases(held_out, len(context.study.names)):
         yield from cross_fitted(context, networks, table, opened.labelled, settings)
     student, generator, optimiser = networks.prepare(context, settings)
     first = 0
@@ -130,13 +130,13 @@ def _loop(opened: Opened, networks: Networks, table: TextTable, resume: bool) ->
         )  # fmt: skip
 
     clock, means, watch, done = Clock(settings.steps, first), Means(), FiniteWatch(), first
-    ahead = Ahead(draw, range(first, settings.steps))
+    ahead = Prefetcher(draw, range(first, settings.steps))
     for step, drawn in ahead:
         if context.stop_asked() or networks.waited >= settings.patience:
             break
         losses = yield from _learn(context, networks, student, generator, optimiser, drawn, settings, step)
-        follow(networks.teacher, networks.student, step, settings.ema_decay)
-        follow(networks.generator_teacher, networks.generator, step, settings.ema_decay)
+        update_ema(networks.teacher, networks.student, step, settings.ema_decay)
+        update_ema(networks.generator_teacher, networks.generator, step, settings.ema_decay)
         watch.see(step, losses, drawn.labelled.case_ids)
         means.add(losses)
         done = step + 1
@@ -207,7 +207,7 @@ def _accumulate(
     each = -(-len(drawn.labelled.image) // parts)
     targets = None if drawn.unlabelled is None else mixed_targets(networks, drawn.unlabelled, settings, context)
     for part in range(parts):
-        torch.manual_seed(int(context.chance(settings, _DROPOUT + 100 * part, step).integers(2**62)))  # feature dropout
+        torch.manual_seed(int(context.step_rng(settings, _DROPOUT + 100 * part, step).integers(2**62)))  # dropout
         rows = slice(part * each, (part + 1) * each)
         labelled = drawn.labelled.part(rows).to(context.device)
         unlabelled = None if drawn.unlabelled is None else drawn.unlabelled.part(rows).to(context.device)
@@ -297,7 +297,7 @@ def _validate(
     found = list(
         case_logits(context, held_out, networks.teacher, networks.generator_teacher, table, networks.embeddings)
     )
-    if enough(held_out, len(context.study.names)):
+    if has_enough_cases(held_out, len(context.study.names)):
         networks.calibration = "validation cases"
         if settings.merge == "gated":
             networks.text_weights = fit_text_weights(found, len(context.study.names))

@@ -23,15 +23,15 @@ _PRIOR_CASES = 5.0
 """The ridge: how many cases the assumption below is worth."""
 _SCALES = (0.1, 0.2, 0.05, 0.3, 0.5, 2.0)
 _PRIOR_WEIGHTS = (0.03, 0.08, 0.0, 0.0, 0.0, 0.0)
-"""Spreads of the signs in :meth:`Signs.vector` that count as one, and what each is assumed to be worth in Dice before a
-case was seen: masks that agree, and that are sure of themselves, are better ones."""
+"""Spreads of the features in :meth:`QualityFeatures.vector` that count as one, and what each is assumed to be worth in
+Dice before a case was seen: masks that agree, and that are sure of themselves, are better ones."""
 _FARTHEST = 4.0
 Sign = Annotated[float, Field(allow_inf_nan=False)]
 _NEARLY_ALL, _DISJOINT = 0.99, 0.01
 
 
 @dataclass(frozen=True)
-class Signs:
+class QualityFeatures:
     """What can be seen of one case's pseudo-label for one structure.
 
     Parameters
@@ -58,7 +58,7 @@ class Signs:
     components: int
 
     @classmethod
-    def of(cls, teacher_logits: Tensor, text_mask_logits: Tensor, text_weight: float) -> Signs:
+    def of(cls, teacher_logits: Tensor, text_mask_logits: Tensor, text_weight: float) -> QualityFeatures:
         """Read them off logits of one structure, (Z, H, W) each; α in [0, 1] merges them."""
         probs = merged_logits(teacher_logits, text_mask_logits, text_weight).sigmoid().double()
         mask = probs > 0.5
@@ -96,9 +96,10 @@ class Signs:
 
 
 class ExpectedDice(BaseModel):
-    """Expected Dice of the merged mask: a ridge regression on :class:`Signs`, fitted on cases no network trained on.
+    """Expected Dice of the merged mask: a ridge regression on :class:`QualityFeatures`, fitted
+    on cases that no network trained on.
 
-    Signs are measured in fixed spreads and at most four of them from their mean, so that a few alike cases do not make
+    They are measured in fixed spreads and at most four of them from their mean, so that a few alike cases do not make
     small differences look large.
     """
 
@@ -110,7 +111,7 @@ class ExpectedDice(BaseModel):
     cases: int = Field(ge=1)
 
     @classmethod
-    def fit(cls, signs: Sequence[Signs], dices: Sequence[float]) -> ExpectedDice | None:
+    def fit(cls, signs: Sequence[QualityFeatures], dices: Sequence[float]) -> ExpectedDice | None:
         """From judged cases: their signs, and Dice in [0, 1]; None without any case."""
         if not signs:
             return None
@@ -122,13 +123,13 @@ class ExpectedDice(BaseModel):
             mean_dice=float(y.mean()), means=tuple(x.mean(0).tolist()), weights=tuple(weights.tolist()), cases=len(y)
         )
 
-    def of(self, signs: Signs) -> float:
+    def of(self, signs: QualityFeatures) -> float:
         """Expected Dice in [0, 1]."""
         z = _standard(np.array(signs.vector()), np.array(self.means))
         return float(np.clip(self.mean_dice + z @ np.array(self.weights), 0.0, 1.0))
 
 
-def foretold(expected: ExpectedDice | None, signs: Signs) -> float | None:
+def foretold(expected: ExpectedDice | None, signs: QualityFeatures) -> float | None:
     """Expected Dice in [0, 1]; None where fewer than ``FEWEST_CASES`` cases tell it: that is not yet known."""
     return None if expected is None or expected.cases < FEWEST_CASES else expected.of(signs)
 
