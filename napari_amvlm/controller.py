@@ -12,6 +12,7 @@ from qtpy.QtCore import QObject, QTimer
 from amvlm.store import LabelStore
 from amvlm.store.names import original_names
 from napari_amvlm import napari_bridge, wording
+from napari_amvlm.companions import Companions
 from napari_amvlm.correcting import Correcting
 from napari_amvlm.engine import Engine
 from napari_amvlm.guests import Guests
@@ -76,6 +77,7 @@ class Controller(QObject):
         self.training = TrainingController(self)
         self.reviewing = Reviewing(self)
         self.guests = Guests(self)
+        self.companions = Companions(self)
         for key in KEYS:
             viewer.bind_key(key, self._key(key), overwrite=True)
         viewer.events.theme.connect(self._use_theme)

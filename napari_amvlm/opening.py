@@ -81,6 +81,7 @@ class Opening:
         if layers is None:
             return
         controller.viewing.opened()
+        controller.companions.opened()
         if panel is not None:
             panel.show_open(in_study=layers.opened.case is not None)
             panel.show_reports(layers.opened.reports)

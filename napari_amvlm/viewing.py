@@ -146,18 +146,22 @@ class Viewing(QObject):
         viewer, layers = self._controller.viewer, self._controller.layers
         shown = layers is not None and viewer.dims.ndisplay == 2 and viewer.dims.ndim == 3
         words = dict.fromkeys(EDGES, "")
-        if shown and layers is not None:
+        if shown:
             vertical, horizontal = viewer.dims.order[1:]
-            ends = list(ENDS)
-            volume = layers.opened.volume
-            if not volume.sides_known:
-                ends[2] = ("R?", "L?")
-            if volume.planar:
-                ends[1] = ("", "")
+            ends = self.ends()
             words = dict(zip(EDGES, (*ends[horizontal], *ends[vertical]), strict=True))
         for name, word in words.items():
             overlay = viewer.canvas.overlays[name]
             overlay.text = word
+
+    def ends(self) -> list[tuple[str, str]]:
+        """The letters at both ends of each display axis of the open scan."""
+        ends, layers = list(ENDS), self._controller.layers
+        if layers is not None and not layers.opened.volume.sides_known:
+            ends[2] = ("R?", "L?")
+        if layers is not None and layers.opened.volume.planar:
+            ends[1] = ("", "")
+        return ends
 
     # -- window -----------------------------------------------------------------------------------------------
 
@@ -251,3 +255,4 @@ class Viewing(QObject):
         if self._controller.layers is not None:
             self.masks_shown = not self.masks_shown
             self._controller.layers.show_masks(self.masks_shown)
+            self._controller.companions.draw_soon()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from napari_amvlm.controller import Controller
+from napari_amvlm.panels.planes import PlanesPanel
 from napari_amvlm.panels.prompt import PromptPanel
 from napari_amvlm.panels.review import ReviewPanel
 from napari_amvlm.panels.train import TrainPanel
@@ -38,3 +39,12 @@ class Train(TrainPanel):
         super().__init__()
         self.controller = Controller.of(napari_viewer)
         self.controller.attach_train_panel(self)
+
+
+class OtherPlanes(PlanesPanel):
+    """Plugins ▸ AMVLM ▸ Other planes."""
+
+    def __init__(self, napari_viewer: napari.viewer.Viewer) -> None:
+        super().__init__()
+        self.controller = Controller.of(napari_viewer)
+        self.controller.companions.attach(self)
