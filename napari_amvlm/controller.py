@@ -12,6 +12,7 @@ from qtpy.QtCore import QObject, QTimer
 from amvlm.store import LabelStore
 from amvlm.store.names import original_names
 from napari_amvlm import napari_bridge, wording
+from napari_amvlm.boxing import Boxing
 from napari_amvlm.companions import Companions
 from napari_amvlm.correcting import Correcting
 from napari_amvlm.engine import Engine
@@ -78,6 +79,7 @@ class Controller(QObject):
         self.reviewing = Reviewing(self)
         self.guests = Guests(self)
         self.companions = Companions(self)
+        self.boxing = Boxing(self)
         for key in KEYS:
             viewer.bind_key(key, self._key(key), overwrite=True)
         viewer.events.theme.connect(self._use_theme)
@@ -180,6 +182,7 @@ class Controller(QObject):
             (panel.threshold_released, self.label.sync_with_source),
             (panel.plane_chosen, self.viewing.show_plane),
             (panel.window_chosen, self.viewing.show_window),
+            (panel.box_tool_chosen, self.boxing.use),
             (panel.copy_brush_chosen, self.correcting.use_copy_brush),
             (panel.correction_requested, self.correcting.apply),
             (panel.offer_taken, self._take_offer),

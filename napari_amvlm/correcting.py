@@ -35,6 +35,7 @@ class Correcting:
         layers = self._controller.layers
         if layers is None or not source:
             return
+        self._controller.boxing.use(False)
         label = layers.labels[LABEL]
         self._controller.viewer.layers.selection.active = label
         label.mode = "paint"

@@ -18,9 +18,12 @@ from napari_amvlm.undoing import Judgement
 
 if TYPE_CHECKING:
     from amvlm.inference import Session
+    from amvlm.inference.boxes import BoxReader
     from amvlm.inference.session import SliceResult
+    from amvlm.models.lite_medsam import LiteMedSam
 
 Mask = NDArray[np.uint8]
+BOX_WEIGHTS = "litemedsam"
 
 
 @dataclass(frozen=True)
@@ -84,14 +87,29 @@ class MissingWeights:
     title: str
     megabytes: float
     licence: str
+    use: str = "This model reads words with"
+    lack: str = "Without it this model reads no words."
 
     @property
     def question(self) -> str:
-        return f"This model reads words with {self.title} ({self.megabytes:.0f} MB, {self.licence}). Download it once?"
+        return f"{self.use} {self.title} ({self.megabytes:.0f} MB, {self.licence}). Download it once?"
 
     @property
     def without(self) -> str:
-        return f"Without it this model reads no words. Later: amvlm weights fetch {self.name}"
+        return f"{self.lack} Later: amvlm weights fetch {self.name}"
+
+
+Box = tuple[int, int, int, int]
+"""First row and column, last row and column, of a slice in canonical order."""
+
+
+@dataclass(frozen=True)
+class BoxMask:
+    """What a box gave on one slice: (rows, columns), {0, 1}; and what speaks against it, on the box's own slice."""
+
+    index: int
+    mask: Mask
+    doubt: str
 
 
 @dataclass(frozen=True)
@@ -133,6 +151,9 @@ class Engine:
         self._model: Any = None
         self._session: Session | None = None
         self._session_key: tuple[Path, int] | None = None
+        self._box_network: LiteMedSam | None = None
+        self._boxes: BoxReader | None = None
+        self._boxes_key: tuple[int, int, tuple[float, float] | None] | None = None
 
     def models(self, store: LabelStore | None) -> Iterator[tuple[list[ModelEntry], list[str]]]:
         """List the models, and a sentence for each that cannot be read; the first call imports the library."""
@@ -168,12 +189,14 @@ class Engine:
     def open_scan(self, path: Path, volume_index: int | None = None, series: int | None = None) -> Iterator[OpenCase]:
         """Read a scan that is in no study; raises ``ChoiceNeeded`` where somebody has to say which."""
         self._session = self._session_key = None  # the scan before goes, before another takes its memory
+        self._boxes = self._boxes_key = None
         volume = read_volume(path, volume_index, series)
         yield _opened(volume, printable(path.name), None, None, False, {}, {})
 
     def open_case(self, store: LabelStore, case_id: str, structure: str, title: str) -> Iterator[OpenCase]:
         """Read a case of a study with its current label, and unsaved work on top of it."""
         self._session = self._session_key = None
+        self._boxes = self._boxes_key = self._box_network = None
         case = store.case(case_id)
         volume = store.read_image(case)
         problems: list[str] = []
@@ -262,6 +285,39 @@ class Engine:
 
         weights.fetch(name, say=lambda _: None)
         yield None
+
+    def missing_box_weights(self) -> Iterator[MissingWeights | None]:
+        """LiteMedSAM, where it is not on this machine; yields once."""
+        from amvlm import weights
+
+        found = weights.known(BOX_WEIGHTS)
+        try:
+            weights.find(found.name)
+        except weights.MissingWeightsError:
+            yield MissingWeights(found.name, found.title, found.megabytes, found.licence,
+                                 "The box tool needs", "Without it there is no box tool.")  # fmt: skip
+        else:
+            yield None
+
+    def boxed(
+        self, volume: Volume, axis: int, index: int, box: Box, window: tuple[float, float] | None, whole: bool
+    ) -> Iterator[BoxMask]:
+        """Yield the mask of the box's slice, and with ``whole`` of the neighbouring ones, from there outward."""
+        from amvlm.inference.boxes import BoxReader
+        from amvlm.inference.carrying import Box as Corners
+        from amvlm.inference.carrying import doubt_of, largest_part
+        from amvlm.models.lite_medsam import load_lite_medsam
+
+        key = (id(volume), axis, window)
+        if self._boxes is None or self._boxes_key != key:
+            if self._box_network is None:
+                self._box_network = load_lite_medsam()
+            self._boxes, self._boxes_key = BoxReader(self._box_network, volume, axis, window), key
+        corners = Corners(*box)
+        found = self._boxes.structure(index, corners) if whole else iter([(index, self._boxes.mask(index, corners))])
+        for place, mask in found:
+            doubt = doubt_of(mask, corners) if place == index else ""
+            yield BoxMask(place, largest_part(mask).astype(np.uint8), doubt)
 
     def _loaded(self, model: Path) -> Any:
         from amvlm.models import AmvlmModel

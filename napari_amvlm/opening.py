@@ -57,6 +57,7 @@ class Opening:
         if controller.viewer.dims.ndisplay == 3:
             controller.viewer.dims.ndisplay = 2
         controller.correcting.stop()
+        controller.boxing.scan_left()
         controller.withdraw_offer()
         layers = CaseLayers(controller.viewer, opened, before, workspace.threshold)
         workspace.show(layers)

@@ -23,6 +23,7 @@ AUTOSAVE_MS = 30_000
 MEASURE_MS = 400
 SOURCES = {
     "merged": "merged", TEXT_MASK: "text mask", PREDICTION: "prediction", "empty": "by hand", "layer": "imported",
+    "box": "imported",
 }  # fmt: skip
 
 
@@ -128,6 +129,20 @@ class YourLabel(QObject):
         if changed:
             self.painted()
         return changed
+
+    def boxed(self, wanted: Mask) -> int:
+        """The same for what a box gave. A label that was empty, or came from boxes alone, is said to come from them."""
+        layers = self._controller.layers
+        if layers is None:
+            return 0
+        before = layers.masks[LABEL]
+        if self._started_from == "box" or not before.any():
+            start = np.zeros_like(before) if self._start_mask is None else self._start_mask.copy(order="K")
+            changed = before != wanted
+            start[changed] = wanted[changed]
+            self._started_from, self._start_mask = "box", start
+            self._prompt, self._fingerprint = "boxes, read by LiteMedSAM", ""
+        return self.edited(wanted)
 
     def offer_to_discard(self) -> None:
         """Say that work in progress came back, and offer the way out of it."""

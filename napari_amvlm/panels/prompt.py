@@ -61,6 +61,7 @@ class PromptPanel(Panel):
     plane_chosen = Signal(str)
     window_chosen = Signal(str)
     copy_brush_chosen = Signal(str)
+    box_tool_chosen = Signal(bool)
     correction_requested = Signal(str)
     offer_taken = Signal()
     keys_requested = Signal()
@@ -253,6 +254,10 @@ class PromptPanel(Panel):
             self._brushes.addButton(brush)
             row.addWidget(brush)
         row.addStretch()
+        tip = "Drag a box around the structure on a slice: what it holds is outlined, no training needed (B)"
+        self._box_tool = tool("Box", tip, lambda: None, checkable=True)
+        self._box_tool.toggled.connect(self.box_tool_chosen)
+        row.addWidget(self._box_tool)
         layout.addLayout(row)
         grid = QGridLayout()
         for number, (text, kind, tip) in enumerate(CORRECTIONS):
@@ -371,6 +376,12 @@ class PromptPanel(Panel):
             brush.blockSignals(True)
             brush.setChecked(False)
             brush.blockSignals(False)
+
+    def show_box_tool(self, on: bool) -> None:
+        """Whether the box tool is in the hand."""
+        self._box_tool.blockSignals(True)
+        self._box_tool.setChecked(on)
+        self._box_tool.blockSignals(False)
 
     def show_offer(self, text: str, action: str, tip: str) -> None:
         """Something that the person may want next, on one button; ``offer_taken`` tells that it was pressed."""
