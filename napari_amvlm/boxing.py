@@ -135,6 +135,7 @@ class Boxing:
         if last is None or last.layers is not self._controller.layers:
             self._controller.notice("Drag a box first (B).", True)
         else:
+            self._controller.withdraw_offer()
             drawn = _Drawn(last.layers, last.axis, last.index, last.box, self._controller.label.strokes)
             self._with_weights(drawn, whole=True)
 

@@ -108,6 +108,7 @@ def test_a_box_outlines_its_slice_and_is_carried_through_the_scan(window: Any, s
     first = label[at].copy()
     window.qtbot.mouseClick(window.prompt._take, Qt.MouseButton.LeftButton)  # carry it
     window.idle()
+    assert not window.prompt._offer.isVisibleTo(window.prompt)
     slices = np.flatnonzero(label.any((1, 2)))
     assert len(slices) > 3
     assert slices.tolist() == list(range(slices[0], slices[-1] + 1))
