@@ -197,6 +197,9 @@ class Boxing:
         if controller.label.strokes != drawn.strokes:
             controller.notice("The label changed meanwhile: nothing was done.", True)
             return
+        if not any(mask.any() for mask in drawn.masks.values()):  # cancelled, or nothing there: the label stays
+            controller.notice(drawn.doubt, bool(drawn.doubt))
+            return
         wanted = drawn.layers.masks[LABEL].copy(order="K")
         planes = np.moveaxis(wanted, drawn.axis, 0)
         for index, mask in drawn.masks.items():

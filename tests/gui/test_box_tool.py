@@ -33,6 +33,11 @@ class Shrinking:
         return found, 1.0
 
 
+class Nothing(Shrinking):
+    def logits(self, shape: tuple[int, int], box: tuple[int, int, int, int]) -> tuple[torch.Tensor, float]:
+        return torch.full(shape, -1.0), 0.0
+
+
 class Ring(Shrinking):
     def logits(self, shape: tuple[int, int], box: tuple[int, int, int, int]) -> tuple[torch.Tensor, float]:
         found, quality = super().logits(shape, box)
@@ -187,6 +192,17 @@ def test_a_ring_is_said(window: Any, study: Path, reads: Any) -> None:
     take_box(window)
     drag(window, (4, 4), (38, 30))
     assert "ring" in window.notice
+
+
+def test_a_box_that_holds_nothing_takes_nothing_away(window: Any, study: Path, reads: Any) -> None:
+    reads(Nothing)
+    label = opened(window, study)
+    at = window.viewer.dims.current_step[0]
+    label[at, 10:20, 10:20] = 1
+    take_box(window)
+    drag(window, (6, 6), (30, 28))
+    assert "Nothing was found" in window.notice
+    assert label[at, 10:20, 10:20].all()
 
 
 def test_weights_are_asked_for_before_anything_is_downloaded(
