@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.layers import Image, Labels
+from qtpy.QtCore import QTimer
 
 from amvlm.imaging import from_display
+from napari_amvlm import napari_bridge
 from napari_amvlm.layers import LABEL, OURS, PLACEHOLDER, CaseLayers
 from napari_amvlm.reader import SUFFIXES
 from napari_amvlm.wording import printable
@@ -32,6 +34,11 @@ class Guests:
         layers.events.inserted.connect(self._inserted)
         layers.events.removed.connect(lambda _: self._list_starts())
         layers.events.reordered.connect(lambda _: self._put_behind())
+        self._soon = QTimer(controller)  # once the list itself has followed
+        self._soon.setSingleShot(True)
+        self._soon.timeout.connect(controller.slot(self._tidy))
+        for event in (layers.events.inserted, layers.events.removed, layers.events.reordered):
+            event.connect(lambda _: self._soon.start(0))
         controller.workspace.scan_shown.connect(controller.slot(self._scan_shown))
 
     def look(self) -> None:
@@ -79,6 +86,12 @@ class Guests:
                 layer.visible = layer.visible and not isinstance(layer, Image)
         self._put_behind()
         self._list_starts()
+        self._soon.start(0)
+
+    def _tidy(self) -> None:
+        """The layer list shows the scan and its masks, without the copies that the three views need."""
+        layers = self._controller.layers
+        napari_bridge.hide_in_list(self._controller.viewer, [] if layers is None else layers.copies)
 
     def _put_behind(self) -> None:
         layers = self._controller.layers

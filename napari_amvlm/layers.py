@@ -103,8 +103,14 @@ class CaseLayers:
         cells = zip(self.images, self.labels.values(), self.outlines, strict=True)
         return [layer for cell in cells for layer in cell]
 
+    @property
+    def copies(self) -> list[Any]:
+        """Layers that only repeat or annotate others: a person needs the scan and the three masks."""
+        return [*self.images[1:], *self.outlines]
+
     def _image_name(self, mask: str) -> str:
-        return unmarked(f"{self.opened.title} ({mask.lower()})")
+        own = self.opened.title
+        return unmarked(own if mask == TEXT_MASK else f"{own} ({mask.lower()})")
 
     # -- making and reusing -----------------------------------------------------------------------------------
 

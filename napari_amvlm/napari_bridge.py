@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from qtpy.QtWidgets import QDockWidget, QMainWindow, QWidget
 
 if TYPE_CHECKING:
     import napari
+    from napari.layers import Layer
 
 
 def main_window(viewer: napari.viewer.Viewer) -> QMainWindow | None:
@@ -52,6 +54,19 @@ def tab_together(viewer: napari.viewer.Viewer, panel: QWidget, others: list[QWid
         window.tabifyDockWidget(home, dock)
     dock.show()
     dock.raise_()
+
+
+def hide_in_list(viewer: napari.viewer.Viewer, hidden: Collection[Layer]) -> None:
+    """Leave these layers out of the window's layer list, and no others; in the viewer they stay."""
+    shown: Any = getattr(viewer.window, "_qt_viewer", None)
+    if shown is None:
+        return
+    from napari._qt.containers._base_item_model import ItemRole
+
+    view = shown.layers
+    for row in range(view.model().rowCount()):
+        layer = view.model().index(row, 0).data(ItemRole)
+        view.setRowHidden(row, any(layer is other for other in hidden))
 
 
 def is_light(viewer: napari.viewer.Viewer) -> bool:

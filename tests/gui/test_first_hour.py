@@ -452,3 +452,28 @@ def test_the_first_prompt_asks_before_it_downloads_the_text_encoder(
     assert person.controller.layers.masks[TEXT_MASK].any() == agreed
     if not agreed:
         assert "amvlm weights fetch minilm" in person.panel._notice.text()
+
+
+def listed(person: Person) -> list[str]:
+    """What the layer list shows, from the top."""
+    view = person.viewer.window._qt_viewer.layers
+    rows = [row for row in range(view.model().rowCount()) if not view.isRowHidden(row)]
+    return [str(view.model().index(row, 0).data()) for row in rows]
+
+
+def test_the_layer_list_shows_the_scan_and_three_masks(person: Person, study: Path) -> None:
+    person.open(study)
+    title = person.controller.layers.opened.title
+    ours = [LABEL, PREDICTION, TEXT_MASK, title]
+    person.qtbot.waitUntil(lambda: listed(person) == ours, timeout=5_000)
+    person.press(Qt.Key.Key_G)
+    person.controller.opening.next_case()
+    person.idle()
+    title = person.controller.layers.opened.title
+    person.qtbot.waitUntil(lambda: listed(person) == [*ours[:3], title], timeout=5_000)
+    person.viewer.add_points(np.zeros((1, 3)), name="a guest")
+    person.qtbot.waitUntil(lambda: listed(person) == ["a guest", *ours[:3], title], timeout=5_000)
+    person.viewer.layers.move(person.viewer.layers.index("a guest"), 0)
+    person.qtbot.waitUntil(lambda: listed(person) == ["a guest", *ours[:3], title], timeout=5_000)
+    person.viewer.layers.remove("a guest")
+    person.qtbot.waitUntil(lambda: listed(person) == [*ours[:3], title], timeout=5_000)
