@@ -214,7 +214,7 @@ class Boxing:
         if drawn.doubt:
             controller.notice(drawn.doubt, True)
         elif whole:
-            controller.notice(f"{len(drawn.masks)} slices. Check both ends; another box mends a slice.")
+            controller.notice(f"{len(drawn.masks)} slices. Check both ends. Draw another box to fix a slice.")
         else:
             controller.notice(f"Box: {changed:,} voxels changed.")
             controller.offer("This slice is outlined.", "Carry it through the scan (Shift+B)",

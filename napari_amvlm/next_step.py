@@ -73,13 +73,13 @@ def what_next(now: Situation) -> str:
     if now.labelled:
         return "Check every slice, correct with the brush (2), then A accepts."
     if now.prompted:
-        return "Nothing is outlined: paint it with the brush (2), or press N if it is not in this scan."
+        return "Nothing is outlined: use a box (B) or the brush (2), or press N if it is not in this scan."
     if now.known:
         return "Press Enter in the prompt: the model outlines it for you."
     if now.progress.accepted < ENOUGH:
         count = f"{now.progress.accepted} of {ENOUGH}"
-        return f"Outline it with the brush (2), then A accepts. After {ENOUGH} labels, train ({count} so far)."
-    return _train(now) or "Outline it with the brush (2), then A accepts."
+        return f"Outline it with a box (B) or the brush (2), then A accepts. After {ENOUGH} labels, train ({count} so far)."
+    return _train(now) or "Outline it with a box (B) or the brush (2), then A accepts."
 
 
 def _train(now: Situation) -> str:
