@@ -104,11 +104,11 @@ def test_training_draws_wordings_and_validation_the_prompt(study: Study) -> None
     assert plain == {"anterior hippocampus", "posterior hippocampus"}
     rows = table.rows(cases, np.random.default_rng(0))
     drawn = [{table.texts[int(row)] for row in column} for column in rows.T]
-    assert min(len(texts) for texts in drawn) > 30
+    assert min(len(texts) for texts in drawn) > 20
     for structure, texts in zip(study.structures, drawn, strict=True):
         assert {read_prompt(text, study.structures).structure for text in texts} == {structure.name}
     share = float((rows[:, 0] == table.rows(cases[:1], None)[0, 0]).float().mean())
-    assert 0.3 < share < 0.55
+    assert 0.6 < share < 0.8
     assert torch.equal(table.rows(cases, np.random.default_rng(0), wordings=False), table.rows(cases, None))  # targets
     control = TextTable(study, wordings=False)
     assert torch.equal(control.rows(cases, np.random.default_rng(0)), control.rows(cases, None))
