@@ -10,6 +10,7 @@ from qtpy.QtCore import QTimer
 from qtpy.QtGui import QColor
 
 from amvlm.imaging import to_display
+from napari_amvlm import napari_bridge
 from napari_amvlm.layers import COLOURS, LABEL, PREDICTION, TEXT_MASK
 from napari_amvlm.panels.planes import PlanesPanel, PlaneView
 from napari_amvlm.slice_picture import Colour, picture_of, size_in
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 TITLE = "Other planes"
 _SOON_MS = 40
+_SHARE = 0.26
+"""Of the window's height."""
 
 
 class Companions:
@@ -61,7 +64,8 @@ class Companions:
 
     def opened(self) -> None:
         """Another scan is on screen; the first one with three dimensions brings the panel along."""
-        layers, viewer = self._controller.layers, self._controller.viewer
+        controller = self._controller
+        layers, viewer = controller.layers, controller.viewer
         self._unwatch()
         if layers is None:
             return
@@ -72,10 +76,11 @@ class Companions:
             for event in events:
                 event.connect(self.draw_soon)
                 self._watched.append(event)
-        if not (self._offered or layers.opened.volume.planar) and self._controller.panel is not None:
+        if not (self._offered or layers.opened.volume.planar) and controller.panel is not None:
             panel = PlanesPanel()
             self.attach(panel)
             viewer.window.add_dock_widget(panel, name=TITLE, area="left")
+            QTimer.singleShot(0, controller.slot(lambda: napari_bridge.give_height(viewer, panel, _SHARE)))
         self.draw_soon()
 
     def _unwatch(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
+from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QDockWidget, QMainWindow, QWidget
 
 if TYPE_CHECKING:
@@ -36,6 +37,13 @@ def dock_of(panel: QWidget) -> QDockWidget | None:
     while parent is not None and not isinstance(parent, QDockWidget):
         parent = parent.parentWidget()
     return parent
+
+
+def give_height(viewer: napari.viewer.Viewer, panel: QWidget, share: float) -> None:
+    """Give a panel's dock this share of the window's height, as far as its neighbours can spare it."""
+    window, dock = main_window(viewer), dock_of(panel)
+    if window is not None and dock is not None:
+        window.resizeDocks([dock], [int(share * window.height())], Qt.Orientation.Vertical)
 
 
 def tab_together(viewer: napari.viewer.Viewer, panel: QWidget, others: list[QWidget]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_OUTLINE = "Outline it with a box (B) or the brush (2), then A accepts."
 ENOUGH = 5
 """Labels of a structure from which a training is worth its time."""
 
@@ -78,8 +79,8 @@ def what_next(now: Situation) -> str:
         return "Press Enter in the prompt: the model outlines it for you."
     if now.progress.accepted < ENOUGH:
         count = f"{now.progress.accepted} of {ENOUGH}"
-        return f"Outline it with a box (B) or the brush (2), then A accepts. After {ENOUGH} labels, train ({count} so far)."
-    return _train(now) or "Outline it with a box (B) or the brush (2), then A accepts."
+        return f"{_OUTLINE} After {ENOUGH} labels, train ({count} so far)."
+    return _train(now) or _OUTLINE
 
 
 def _train(now: Situation) -> str:
