@@ -180,16 +180,15 @@ def train(
             config = folder.read_config()
             settings = _recorded(TrainSettings, _read_by(config), folder)
             name, model = name or config.model, model or config.base
-        base = base_model(opened, model, folders=named)
+        base = AmvlmModel.load(base_model(opened, model, folders=named))
         events = run_training(
-            opened, AmvlmModel.load(base), settings, folder, name or f"model-{folder.name}", resume,
-            previous=_previous(opened),
-        )  # fmt: skip
+            opened, base, settings, folder, name or f"model-{folder.name}", resume, previous=_previous(opened) or base
+        )
         report_events(events, folder)
 
 
 def _previous(opened: LabelStore) -> AmvlmModel | None:
-    """The model in use, to compare the new one with; a damaged one is not worth ending the run for."""
+    """The study's own model in use, to compare the new one with; a damaged one is not worth ending the run for."""
     from amvlm.inference.catalogue import model_in_use
     from amvlm.models import AmvlmModel
 
