@@ -65,7 +65,7 @@ class Boxing:
             controller.correcting.stop()
             controller.viewer.layers.selection.active = layers.labels[LABEL]
             layers.labels[LABEL].mode = Mode.PAN_ZOOM
-            controller.notice("Drag a box close around the structure, on a slice where it is large. B ends it.")
+            controller.notice("Drag a box close around the structure, on a slice where it is large. 8 ends it.")
         elif self._armed:
             controller.notice("")
         self._armed = on
@@ -133,7 +133,7 @@ class Boxing:
         """Carry the last box's mask through the neighbouring slices."""
         last = self._last
         if last is None or last.layers is not self._controller.layers:
-            self._controller.notice("Drag a box first (B).", True)
+            self._controller.notice("Drag a box first (8).", True)
         else:
             self._controller.withdraw_offer()
             drawn = _Drawn(last.layers, last.axis, last.index, last.box, self._controller.label.strokes)
@@ -217,5 +217,5 @@ class Boxing:
             controller.notice(f"{len(drawn.masks)} slices. Check both ends. Draw another box to fix a slice.")
         else:
             controller.notice(f"Box: {changed:,} voxels changed.")
-            controller.offer("This slice is outlined.", "Carry it through the scan (Shift+B)",
+            controller.offer("This slice is outlined.", "Carry it through the scan (9)",
                              "Outline the structure in the neighbouring slices too", self.carry)  # fmt: skip

@@ -15,8 +15,8 @@ KEYS: dict[str, tuple[str, Callable[[Any], object]]] = {
     "H": ("AMVLM: hide or show the masks", lambda controller: controller.viewing.toggle_masks()),
     "Q": ("AMVLM: next plane (axial, coronal, sagittal)", lambda controller: controller.viewing.next_plane()),
     "W": ("AMVLM: next window (CT presets)", lambda controller: controller.viewing.next_window()),
-    "B": ("AMVLM: outline what a box holds, on this slice", lambda controller: controller.boxing.toggle()),
-    "Shift-B": ("AMVLM: carry the box's outline through the scan", lambda controller: controller.boxing.carry()),
+    "8": ("AMVLM: outline what a box holds, on this slice", lambda controller: controller.boxing.toggle()),
+    "9": ("AMVLM: carry the box's outline through the scan", lambda controller: controller.boxing.carry()),
     "?": ("AMVLM: list these keys", lambda controller: controller.show_keys()),
 }
 FURTHER_KEYS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_OUTLINE = "Outline it with a box (B) or the brush (2), then A accepts."
+_OUTLINE = "Outline it with a box (8) or the brush (2), then A accepts."
 ENOUGH = 5
 """Labels of a structure from which a training is worth its time."""
 
@@ -74,7 +74,7 @@ def what_next(now: Situation) -> str:
     if now.labelled:
         return "Check every slice, correct with the brush (2), then A accepts."
     if now.prompted:
-        return "Nothing is outlined: use a box (B) or the brush (2), or press N if it is not in this scan."
+        return "Nothing is outlined: use a box (8) or the brush (2), or press N if it is not in this scan."
     if now.known:
         return "Press Enter in the prompt: the model outlines it for you."
     if now.progress.accepted < ENOUGH:

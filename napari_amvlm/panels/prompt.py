@@ -254,7 +254,7 @@ class PromptPanel(Panel):
             self._brushes.addButton(brush)
             row.addWidget(brush)
         row.addStretch()
-        tip = "Drag a box around the structure on a slice: what it holds is outlined, no training needed (B)"
+        tip = "Drag a box around the structure on a slice: what it holds is outlined, no training needed (8)"
         self._box_tool = tool("Box", tip, lambda: None, checkable=True)
         self._box_tool.toggled.connect(self.box_tool_chosen)
         row.addWidget(self._box_tool)

@@ -291,8 +291,8 @@ def test_training_stops_early_when_the_validation_loss_rises(captioned_store: La
 
 def test_few_captioned_cases_do_not_end_a_run_early(captioned_store: LabelStore) -> None:
     """An epoch of one step would spend the patience, which counts validations, within the warm-up."""
-    assert validation_interval(63, PretrainSettings()) == 30
-    assert validation_interval(5716, PretrainSettings()) == 178
+    assert validation_interval(63, PretrainSettings(preset="tiny")) == 30
+    assert validation_interval(5716, PretrainSettings(preset="tiny")) == 178
     events = run(captioned_store, settings(steps=40, generator_steps=0, patience=100), "m")
     assert sum(isinstance(e, Progress) and "validation" in e.losses for e in events) <= 20
 

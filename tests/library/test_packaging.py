@@ -88,4 +88,5 @@ def test_the_manifest_is_valid() -> None:
         "Segment with text",
         "Review pseudo-labels",
         "Train",
+        "Other planes",
     }
