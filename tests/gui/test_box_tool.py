@@ -172,6 +172,19 @@ def test_a_box_lies_in_the_plane_and_the_view_where_it_was_drawn(
     assert abs(columns.max() - 23) <= 1
 
 
+def test_the_keys_take_the_tool_and_carry_on(window: Any, study: Path, reads: Any) -> None:
+    reads(Shrinking)
+    label = opened(window, study)
+    canvas = napari_bridge.canvas(window.viewer)
+    window.qtbot.keyClick(canvas, Qt.Key.Key_8)
+    drag(window, (8, 6), (30, 24))
+    window.qtbot.keyClick(canvas, Qt.Key.Key_9)
+    window.idle()
+    assert label.any((1, 2)).sum() > 3
+    window.qtbot.keyClick(canvas, Qt.Key.Key_8)
+    assert not window.controller.boxing._armed
+
+
 def test_a_slip_is_no_box_and_painting_ends_the_tool(window: Any, study: Path, reads: Any) -> None:
     reads(Shrinking)
     label = opened(window, study)
