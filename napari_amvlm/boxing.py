@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from qtpy.QtCore import QPoint, QRect, Qt
 from qtpy.QtWidgets import QRubberBand
 
 from napari_amvlm import napari_bridge
-from napari_amvlm.engine import Box, BoxMask, Mask, MissingWeights
+from napari_amvlm.engine import Box, BoxMask, Mask
 from napari_amvlm.jobs import PROMPT, Job
 from napari_amvlm.layers import LABEL
 
@@ -141,29 +140,22 @@ class Boxing:
 
     def _with_weights(self, drawn: _Drawn, whole: bool) -> None:
         """Once LiteMedSAM's weights are on this machine; ask before anything is downloaded."""
-        controller, engine, opened = self._controller, self._controller.engine, drawn.layers.opened
+        controller, opened = self._controller, drawn.layers.opened
         if controller.judging.saving or controller.worker.has_job_of(opened, PROMPT):
             controller.notice("Wait until the prompt has finished, or cancel it.", True)
             return
 
-        def go_on(_: object) -> None:
+        def go_on() -> None:
             self._complete = True
             self._run(drawn, whole)
 
-        def seen(missing: MissingWeights | None) -> None:
-            if missing is None:
-                go_on(None)
-            elif controller.studies.agrees("Download LiteMedSAM?", missing.question):
-                text, work = f"Downloading {missing.megabytes:.0f} MB …", partial(engine.fetch, missing.name)
-                controller.submit(work, on_result=go_on, text=text, owner=opened, kind=PROMPT)
-            else:
-                controller.notice(missing.without, True)
-
         if self._complete:
-            self._run(drawn, whole)
+            go_on()
         else:
-            text = "Looking for LiteMedSAM …"
-            controller.submit(engine.missing_box_weights, on_result=seen, text=text, owner=opened, kind=PROMPT)
+            controller.with_weights(
+                controller.engine.missing_box_weights, go_on,
+                title="Download LiteMedSAM?", text="Looking for LiteMedSAM …", owner=opened,
+            )  # fmt: skip
 
     def _run(self, drawn: _Drawn, whole: bool) -> None:
         controller, layers = self._controller, drawn.layers
@@ -204,7 +196,7 @@ class Boxing:
         planes = np.moveaxis(wanted, drawn.axis, 0)
         for index, mask in drawn.masks.items():
             planes[index] |= mask
-        if not whole and drawn.index in drawn.masks:
+        if not whole:
             top, left, bottom, right = drawn.box
             inside = (drawn.index, slice(top, bottom + 1), slice(left, right + 1))
             planes[inside] = drawn.masks[drawn.index][inside[1:]]

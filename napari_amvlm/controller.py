@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from napari.utils.notifications import show_error, show_info, show_warning
@@ -15,9 +16,9 @@ from napari_amvlm import napari_bridge, wording
 from napari_amvlm.boxing import Boxing
 from napari_amvlm.companions import Companions
 from napari_amvlm.correcting import Correcting
-from napari_amvlm.engine import Engine
+from napari_amvlm.engine import Engine, MissingWeights
 from napari_amvlm.guests import Guests
-from napari_amvlm.jobs import Job, Worker
+from napari_amvlm.jobs import PROMPT, Job, Worker
 from napari_amvlm.judging import Judging
 from napari_amvlm.keys import FURTHER_KEYS, KEYS
 from napari_amvlm.layers import CaseLayers
@@ -359,6 +360,26 @@ class Controller(QObject):
         job.on_choice = asked if on_choice is not None else None
         self.worker.submit(job)
         return token
+
+    def with_weights(
+        self, look: Callable[[], Any], run: Callable[[], None], *, title: str, text: str, owner: object
+    ) -> None:
+        """Run something once the published weights it needs are on this machine; ask before anything is downloaded.
+
+        ``look`` is a worker's job that yields what is missing, or None. It counts as the prompt already: nothing is
+        judged meanwhile, and it does not run on another scan.
+        """
+
+        def seen(missing: MissingWeights | None) -> None:
+            if missing is None:
+                run()
+            elif self.studies.agrees(title, missing.question):
+                work, words = partial(self.engine.fetch, missing.name), f"Downloading {missing.megabytes:.0f} MB …"
+                self.submit(work, on_result=lambda _: run(), text=words, owner=owner, kind=PROMPT)
+            else:
+                self.notice(missing.without, True)
+
+        self.submit(look, on_result=seen, text=text, owner=owner, kind=PROMPT)
 
     def _show_busy(self, done: int, total: int, text: str) -> None:
         if self.panel is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from napari_amvlm.engine import MissingWeights, ModelEntry, OpenCase, PromptBegan, PromptEnded
+from napari_amvlm.engine import ModelEntry, OpenCase, PromptBegan, PromptEnded
 from napari_amvlm.jobs import PROMPT, Job
 from napari_amvlm.layers import PREDICTION, TEXT_MASK, CaseLayers, level
 
@@ -114,28 +114,16 @@ class Prompting:
             self._run_line(lines[-1], layers, model, text)
 
     def _see_weights(self, model: ModelEntry, prompt: str, opened: OpenCase) -> None:
-        """Run a prompt once everything that the model needs is on this machine; ask before anything is downloaded.
+        """Run a prompt once everything that the model needs is on this machine; ask before anything is downloaded."""
 
-        It counts as the prompt already: nothing is judged meanwhile, and it does not run on another scan.
-        """
-        controller = self._controller
-
-        def go_on(_: object) -> None:
+        def go_on() -> None:
             self._complete.add(model.folder)
             self.run(prompt)
 
-        def seen(missing: MissingWeights | None) -> None:
-            if missing is None:
-                go_on(None)
-            elif controller.studies.agrees("Download the text encoder?", missing.question):
-                work = partial(controller.engine.fetch, missing.name)
-                words = f"Downloading {missing.megabytes:.0f} MB …"
-                controller.submit(work, on_result=go_on, text=words, owner=opened, kind=PROMPT)
-            else:
-                controller.notice(missing.without, True)
-
-        work = partial(controller.engine.missing_weights, model.folder)
-        controller.submit(work, on_result=seen, text="Looking at the model …", owner=opened, kind=PROMPT)
+        look = partial(self._controller.engine.missing_weights, model.folder)
+        self._controller.with_weights(
+            look, go_on, title="Download the text encoder?", text="Looking at the model …", owner=opened
+        )
 
     def cancel(self) -> None:
         """End the jobs of the open scan; what is on screen stays."""
